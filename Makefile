@@ -1,0 +1,26 @@
+.PHONY: check lint types imports test slow
+PY ?= .venv/bin/python
+HOUSE := build/house
+
+check: lint types imports test
+
+lint:
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# The import namespace as a folder of links, for tools that do not run import hooks.
+$(HOUSE)/stepline:
+	mkdir -p $@
+	for p in traces sim policies calibration; do ln -sfn ../../../$$p $@/$$p; done
+
+types: $(HOUSE)/stepline
+	MYPYPATH=$(HOUSE) $(PY) -m mypy -p stepline
+
+imports: $(HOUSE)/stepline
+	PYTHONPATH=$(HOUSE) .venv/bin/lint-imports
+
+test:
+	$(PY) -m pytest
+
+slow:
+	$(PY) -m pytest -m slow

@@ -1,0 +1,131 @@
+"""Specs: the shape of a model, the datasheet of a GPU, the habits of an engine. Plain values, no arithmetic on time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Dtype = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", "fp4"]
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """Mixture-of-experts FFN: `n_experts` routed experts of width `expert_size`, `top_k` of them a token.
+
+    `n_shared` experts of width `shared_size` see every token. The first `n_dense_layers` layers keep a dense FFN
+    (`ModelSpec.ffn_size`); after them every `layer_step`-th layer is MoE (Llama-4 Maverick: 2), the others dense.
+    """
+
+    n_experts: int
+    top_k: int
+    expert_size: int
+    n_shared: int = 0
+    shared_size: int = 0
+    n_dense_layers: int = 0
+    layer_step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MlaSpec:
+    """Multi-head latent attention (DeepSeek-V2): ranks and per-head dims, names as in the HF config."""
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Shape of a decoder-only transformer, as its HF `config.json` states it.
+
+    `attention_windows`: groups of layers by attention window, ((window_tokens or None, n_layers), ...), summing to
+    `n_layers`; one group (None, n_layers) for full attention. `gated_ffn`: three FFN matrices (SwiGLU, GeGLU), else two.
+    `weight_dtype` is what the linear layers store; activations and KV are bf16 unless told otherwise.
+    `params_published` (total, active) are the publisher's figures with `source`; None where none is stated.
+    """
+
+    name: str
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    max_model_len: int
+    gated_ffn: bool = True
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    linear_bias: bool = False
+    qk_norm: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    learned_positions: int = 0
+    attention_windows: tuple[tuple[int | None, int], ...] = ()
+    moe: MoeSpec | None = None
+    mla: MlaSpec | None = None
+    weight_dtype: Dtype = "bf16"
+    params_published: tuple[float, float] | None = None
+    source: str = ""
+
+    @property
+    def windows(self) -> tuple[tuple[int | None, int], ...]:
+        """Attention windows with their number of layers; never empty."""
+        return self.attention_windows or ((None, self.n_layers),)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """Datasheet of one accelerator. Rates are dense peaks per second; `None` in `peak_flops` means unsupported.
+
+    `memory_bytes` is what the driver reports as total; `nvlink_bytes_per_s` is per direction (PCIe where there is no
+    NVLink). `usd_per_hour` and `tdp_w` are for planning and dated in `source`.
+    """
+
+    name: str
+    peak_flops: dict[str, float]
+    hbm_bytes_per_s: float
+    memory_bytes: int
+    n_sm: int
+    nvlink_bytes_per_s: float
+    pcie_bytes_per_s: float
+    tdp_w: float
+    usd_per_hour: float | None = None
+    l2_bytes: int = 0
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """How an engine schedules and what its host side costs: each field a named, sourced mechanism, off in `ideal`.
+
+    pipeline_depth          1: step k+1 is planned when step k starts (async scheduling); 0: when step k ends
+    step_host_s             host seconds of each step ...
+    step_host_per_seq_s     ... and per sequence in it
+    host_overlaps_gpu       True: a step lasts max(GPU, host); False: GPU + host
+    request_ingest_s        API server and tokeniser before the queue, per request ...
+    request_ingest_per_token_s  ... and per prompt token
+    output_delay_s          from the end of a step to the token at the client
+    tp_step_host_s          extra host seconds per step when TP > 1
+    cuda_graph_sizes        captured batch sizes (batches up to the largest are padded to the next); empty: no padding
+    max_graph_tokens        largest batch that runs as a captured graph
+    chunk_history           rule for chunked-prefill attention on a cached history, see `cost.operators`
+    defaults                engine's own server defaults by vLLM flag name
+    """
+
+    name: str
+    pipeline_depth: int = 0
+    step_host_s: float = 0.0
+    step_host_per_seq_s: float = 0.0
+    host_overlaps_gpu: bool = False
+    tp_step_host_s: float = 0.0
+    request_ingest_s: float = 0.0
+    request_ingest_per_token_s: float = 0.0
+    output_delay_s: float = 0.0
+    cuda_graph_sizes: tuple[int, ...] = ()
+    max_graph_tokens: int = 0
+    chunk_history: Literal["work", "split-kv"] = "work"
+    defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
+    source: str = ""

@@ -1,0 +1,89 @@
+"""What the cost model sees of a step (`StepWork`) and what it answers (`StepCost`, `Progression`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+KERNELS = ("gemm", "attention_prefill", "attention_decode", "moe", "elementwise", "lm_head", "comm", "host")
+"""Kernel classes of a breakdown, in the order of the columns of `StepCost`."""
+
+BOUNDS = ("compute", "weight_bandwidth", "kv_bandwidth", "comm", "latency", "host")
+"""What can make a kernel's time: the terms of the roofline, serial chains and launches (`latency`), the host."""
+
+
+class StepWork(NamedTuple):
+    """The few sums that price one engine step. All are totals over the sequences of the step.
+
+    prefill_tokens     prompt tokens computed (Σ c)
+    prefill_seqs       sequences with a chunk in this step
+    attention_pairs    query-key pairs of the chunks: Σ c·done + c(c+1)/2
+    prefill_kv_tokens  Σ done + c: keys that the chunks' attention reads
+    n_decode           sequences that decode one token
+    context_tokens     Σ context over the decodes, the token being computed included, per attention window of the
+                       model: `context_tokens[i]` goes with `ModelSpec.attention_windows[i]` (one entry for most)
+    logits_rows        rows through the LM head
+    """
+
+    prefill_tokens: int = 0
+    prefill_seqs: int = 0
+    attention_pairs: int = 0
+    prefill_kv_tokens: int = 0
+    n_decode: int = 0
+    context_tokens: tuple[int, ...] = (0,)
+    logits_rows: int = 0
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens through the linear layers: chunks and decodes."""
+        return self.prefill_tokens + self.n_decode
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds of one step by kernel class and, for each class, by the bound that made them.
+
+    `seconds[kernel][bound]`; the step lasts `total_s`, the sum of all entries (host time that overlaps GPU time is
+    not in it). `flops` and `hbm_bytes` are the work's floor amounts on one GPU of the TP group (for MFU and MBU).
+    """
+
+    seconds: dict[str, dict[str, float]]
+    flops: float
+    hbm_bytes: float
+
+    @property
+    def total_s(self) -> float:
+        """Duration of the step in seconds."""
+        return sum(s for by_bound in self.seconds.values() for s in by_bound.values())
+
+
+class Progression(NamedTuple):
+    """Durations of `n` consecutive pure-decode steps in arithmetic progression: first, first + delta, ... (s)."""
+
+    first_s: float
+    delta_s: float
+    n: int
+
+
+class CostModel(Protocol):
+    """Prices steps. Pure: the same work always costs the same.
+
+    A plug-in (`--cost-model module:Class`) needs `step_s` alone; without `leap` it is asked once a step, without
+    `explain` its steps are booked under one class.
+    """
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of one step, > 0."""
+        ...
+
+    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+        """Durations of the next pure-decode steps, of which `work` is the first.
+
+        `growth[i]`: by how much `work.context_tokens[i]` grows each step. Returns a progression of at least 1 and at
+        most `n_steps` steps (fewer where the form bends).
+        """
+        ...
+
+    def explain(self, work: StepWork) -> StepCost:
+        """The breakdown of `step_s(work)`; its total equals it."""
+        ...
