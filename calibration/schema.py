@@ -1,15 +1,11 @@
-"""The timing table: one row a measured kernel shape, the form in which `measure` writes and `fit` reads.
+"""The one schema of kernel timings: what `calibrate measure` writes and every table reader produces.
 
-Every source of timings (a live device, a published table) is brought to these columns: seconds, bytes, shapes as
-one GPU of a tensor-parallel group sees them.
+One row a timed case. Shapes are per GPU (after tensor parallelism has divided heads and widths). Columns that a
+kernel does not use are null. Times are seconds, always.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, nearest
@@ -17,206 +13,143 @@ from stepline.traces.errors import CalibrationError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+TIMING_COLUMNS: dict[str, str] = {
+    "kernel": "str",  # one of TIMING_KERNELS
+    "gpu": "str",  # catalogue name, e.g. h100-sxm; "cpu" for the CPU back end
+    "library": "str",  # who provides the kernel, NAME-VERSION, e.g. vllm-0.24.0, torch-2.9.0
+    "dtype": "str",  # of the weights (GEMM, MoE) or of activations (others): bf16, fp16, fp32, fp8, fp8_block, int4 ...
+    "kv_dtype": "str",  # of cached keys and values (attention)
+    "m": "Int64",  # GEMM and elementwise: rows (tokens)
+    "n": "Int64",  # GEMM: output width; elementwise: width of a row
+    "k": "Int64",  # GEMM: inner width
+    "heads": "Int64",  # query heads
+    "kv_heads": "Int64",
+    "head_dim": "Int64",
+    "window": "Int64",  # sliding window in tokens; null: full attention
+    "batch": "Int64",  # sequences (attention); prefill and decode sequences together for `step_mixed`
+    "query_tokens": "Int64",  # new tokens of each sequence (prefill); 1 in a decode
+    "context_tokens": "Int64",  # keys each sequence attends over at the end, the new tokens included; mean if ragged
+    "history_tokens": "Int64",  # cached tokens before the chunk; 0: fresh prompt
+    "ragged": "boolean",  # context lengths differ inside the batch (context_tokens is their mean)
+    "prefill_batch": "Int64",  # `attention_mixed`: sequences with a chunk, beside `batch` decodes
+    "decode_context_tokens": "Int64",  # `attention_mixed`: context of each decode
+    "n_experts": "Int64",
+    "top_k": "Int64",
+    "ep": "Int64",  # MoE: expert-parallel ways; experts on this GPU = n_experts / ep
+    "skew": "Float64",  # MoE: power-law exponent of expert popularity; 0: balanced
+    "world": "Int64",  # GPUs of a collective
+    "message_bytes": "Int64",  # per-GPU buffer of a collective, or bytes moved by a copy
+    "operation": "str",  # elementwise: norm, add_norm, rope, act, residual, copy; host: launch, sampling ...
+    "graph": "boolean",  # replayed from a CUDA graph; false: launched eagerly
+    "cold": "boolean",  # weights or KV could not sit in L2 (working set over repeats larger than L2)
+    "median_s": "Float64",
+    "spread_s": "Float64",  # half the 16-84 % range of the repeats; null: unknown
+    "repeats": "Int64",
+}
+"""Column -> pandas dtype. Required in every file: kernel, gpu, library, dtype, median_s and the kernel's own columns."""
 
-@dataclass(frozen=True, slots=True)
-class TimingRow:
-    """One timed kernel shape on one device. Shape columns that do not apply are None.
-
-    kernel          a key of `KERNEL_SHAPES`
-    gpu             catalogue name of the device if it has one (`h100-sxm`), else a slug of the driver's name
-    library         who ran it, with version: `torch-2.6.0`, `flashinfer-0.2.1`, `vllm-0.24.0`, `numpy-2.1.0`
-    dtype           element type of the operands; `kv_dtype` of the KV cache where it differs (None: the same)
-    m, n, k         GEMM: (m × k) · (k × n). Row-wise kernels: m rows of n elements. MoE: m tokens, expert
-                    width n (as one GPU holds it), hidden size k
-    heads, kv_heads, head_dim  attention heads on one GPU
-    batch           sequences in the call
-    query_tokens    new tokens of each sequence (1 in decode)
-    history_tokens  tokens already in the KV cache before the call, mean per sequence
-    context_tokens  keys each sequence attends to, mean per sequence: history plus new tokens
-    window_tokens   sliding window, None for full attention
-    n_experts, top_k  mixture of experts
-    world           GPUs in the collective
-    message_bytes   bytes of a copy (read + written), or of the buffer that a collective reduces
-    variant         what else tells two rows apart: `uniform`, `ragged`, `mixed`, `rms`, `silu-mul`
-    median_s        median seconds of one call; `spread_s` half the interquartile range; `repeats` samples
-    cold            True if the operands that stream from memory cannot have been in the last cache
-    """
-
-    kernel: str
-    gpu: str
-    library: str
-    dtype: str
-    median_s: float
-    spread_s: float = 0.0
-    repeats: int = 1
-    cold: bool = True
-    m: int | None = None
-    n: int | None = None
-    k: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    batch: int | None = None
-    query_tokens: int | None = None
-    context_tokens: int | None = None
-    history_tokens: int | None = None
-    window_tokens: int | None = None
-    n_experts: int | None = None
-    top_k: int | None = None
-    world: int | None = None
-    message_bytes: int | None = None
-    kv_dtype: str | None = None
-    variant: str = "uniform"
-
-
-_ATTENTION = ("heads", "kv_heads", "head_dim", "batch", "query_tokens", "context_tokens", "history_tokens")
-
-KERNEL_SHAPES: dict[str, tuple[str, ...]] = {
+TIMING_KERNELS: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
-    "attention_prefill": _ATTENTION,  # history_tokens > 0: chunked prefill on a cached prefix
-    "attention_decode": _ATTENTION,
-    # one chunk of query_tokens on history_tokens beside `batch` decodes of context_tokens each
-    "attention_mixed": _ATTENTION,
-    "moe": ("m", "n", "k", "n_experts", "top_k"),
-    "norm": ("m", "n"),
-    "rope": ("m", "n"),  # n = rotated elements of a token: (heads + kv_heads) · head_dim
-    "act": ("m", "n"),  # n = width after the gate
-    "add": ("m", "n"),
+    "attention_prefill": ("batch", "query_tokens", "history_tokens", "heads", "kv_heads", "head_dim"),
+    "attention_decode": ("batch", "context_tokens", "heads", "kv_heads", "head_dim"),
+    "attention_mixed": (
+        "batch",
+        "prefill_batch",
+        "query_tokens",
+        "history_tokens",
+        "decode_context_tokens",
+        "heads",
+        "kv_heads",
+        "head_dim",
+    ),
+    "mla_prefill": ("batch", "query_tokens", "history_tokens", "heads"),
+    "mla_decode": ("batch", "context_tokens", "heads"),
+    "moe": ("m", "n", "k", "n_experts", "top_k", "ep", "skew"),  # m tokens, k hidden size, n expert width
+    "elementwise": ("m", "n", "operation"),
     "copy": ("message_bytes",),
-    "launch": (),
-    "sampling": ("m", "n"),
     "all_reduce": ("world", "message_bytes"),
     "all_gather": ("world", "message_bytes"),
+    "reduce_scatter": ("world", "message_bytes"),
     "all_to_all": ("world", "message_bytes"),
+    "host": ("operation",),
 }
-"""Kernels of the table and the shape columns that each must fill."""
+"""Kernel -> the shape columns that its rows must fill."""
 
-TEXT_COLUMNS = ("kernel", "gpu", "library", "dtype", "kv_dtype", "variant")
-SHAPE_COLUMNS = (
-    "m", "n", "k", "heads", "kv_heads", "head_dim", "batch", "query_tokens", "context_tokens",
-    "history_tokens", "window_tokens", "n_experts", "top_k", "world", "message_bytes",
-)  # fmt: skip
-COLUMNS = tuple(f.name for f in dataclasses.fields(TimingRow))
-KEY_COLUMNS = ("kernel", "gpu", "dtype", *SHAPE_COLUMNS, "kv_dtype", "variant")
-"""What makes two rows the same measurement (a second one of them is a repeat)."""
-
-REQUIRED_COLUMNS = ("kernel", "dtype", "median_s")
+_ALWAYS = ("kernel", "gpu", "library", "dtype", "median_s")
 LONGEST_KERNEL_S = 60.0
-"""A single kernel that takes longer than this was written in another unit (ms or µs)."""
+SHORTEST_KERNEL_S = 2e-7
 
 
-def frame(rows: Iterable[TimingRow | Mapping[str, Any]]) -> pd.DataFrame:
-    """Table of rows with the columns `COLUMNS`, absent shapes as <NA>."""
-    import pandas as pd
+def check_timings(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return `frame` with exactly `TIMING_COLUMNS`, typed; refuse rows that cannot be timings.
 
-    records = [dataclasses.asdict(r) if isinstance(r, TimingRow) else dict(r) for r in rows]
-    return _typed(pd.DataFrame(records, columns=list(COLUMNS)))
+    Args:
+        frame: rows in this schema; further columns are dropped.
+        where: file name for messages.
 
-
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Timing table from a `.parquet` or `.csv` file, checked and typed (shapes Int64, seconds float64).
-
-    Raises CalibrationError naming file, row and field for unknown kernels, missing shapes, and times that are
-    missing, not positive or plainly in another unit.
+    Raises:
+        CalibrationError: a column is missing, a kernel is unknown, a shape is null, zero or negative, a time is NaN,
+            zero, negative, or of a size that only a wrong unit explains (all times of a kernel above
+            `LONGEST_KERNEL_S` or below `SHORTEST_KERNEL_S`).
     """
-    import pandas as pd
-
-    path = Path(path)
-    if not path.exists():
-        raise CalibrationError(f"{path}: no such file, expected a timing table (.parquet or .csv)")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise CalibrationError(f"{path}: cannot be read as a timing table: {error}") from error
-    missing = [c for c in REQUIRED_COLUMNS if c not in table.columns]
+    missing = [c for c in _ALWAYS if c not in frame.columns]
     if missing:
-        raise CalibrationError(
-            f"{path}: columns {', '.join(missing)} are missing, got {', '.join(table.columns)}"
-        )
-    unknown = [c for c in table.columns if c not in COLUMNS]
-    if unknown:
-        raise CalibrationError(f"{path}: unknown column {unknown[0]!r}{nearest(unknown[0], COLUMNS)}")
-    for column, value in {"gpu": "unknown", "library": "unknown", "variant": "uniform", "cold": True}.items():
-        if column not in table.columns:
-            table[column] = value
-    table = table.reindex(columns=list(COLUMNS))
-    table["spread_s"] = table["spread_s"].fillna(0.0)
-    table["repeats"] = table["repeats"].fillna(1)
-    try:
-        table = _typed(table)
-    except (TypeError, ValueError) as error:
-        raise CalibrationError(
-            f"{path}: {error}; expected whole numbers in shapes, numbers in seconds"
-        ) from error
-    check_table(table, str(path))
-    return table
+        raise CalibrationError(f"{where}: missing column {missing[0]!r}, expected {', '.join(_ALWAYS)}")
+    typed = _typed(frame, where)
+    for kernel, rows in typed.groupby("kernel", sort=True):
+        if kernel not in TIMING_KERNELS:
+            raise CalibrationError(f"{where}: kernel: got {kernel!r}{nearest(str(kernel), TIMING_KERNELS)}")
+        _check_shapes(rows, str(kernel), frame.columns, where)
+        _check_times(rows, str(kernel), where)
+    return typed
 
 
-def check_table(table: pd.DataFrame, where: str = "timing table") -> None:
-    """Raise CalibrationError at the first row (counted from 1) that no fit could use."""
-    import numpy as np
-
-    if table.empty:
-        raise CalibrationError(f"{where}: no rows, expected at least one timing")
-    for kernel in table["kernel"].unique():
-        if kernel not in KERNEL_SHAPES:
-            at = _row(where, table["kernel"] == kernel)
-            raise CalibrationError(f"{at}: kernel: {kernel!r}{nearest(str(kernel), KERNEL_SHAPES)}")
-        part = table[table["kernel"] == kernel]
-        for column in KERNEL_SHAPES[kernel]:
-            bad = part[column].isna() | (part[column] < 0).fillna(False)
-            if bad.any():
-                at = table.index.isin(part.index[bad])
-                raise CalibrationError(
-                    f"{_row(where, at)}: {column}: absent or negative, {kernel} rows need it"
-                )
-    seconds = table["median_s"].to_numpy(float)
-    _refuse(where, ~np.isfinite(seconds), seconds, "median_s", "a finite number of seconds")
-    _refuse(where, seconds <= 0, seconds, "median_s", "a time > 0 s")
-    _refuse(where, seconds > LONGEST_KERNEL_S, seconds, "median_s", "seconds (is the column in ms or µs?)")
-
-
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a `.parquet` or `.csv` atomically: a reader sees the old file or the new one, never a half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    if path.suffix == ".parquet":
-        table.to_parquet(part, index=False)
-    elif path.suffix == ".csv":
-        table.to_csv(part, index=False)
-    else:
-        raise CalibrationError(f"{path}: got suffix {path.suffix!r}, expected .parquet or .csv")
-    part.replace(path)
-
-
-def row_key(row: TimingRow | Mapping[str, Any]) -> tuple[Any, ...]:
-    """Identity of a measurement (`KEY_COLUMNS`), the same for a row in memory and one read from a file."""
-    get = row.get if isinstance(row, Mapping) else lambda c: getattr(row, c)
-    return tuple(_plain(get(c)) for c in KEY_COLUMNS)
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    kinds: dict[str, Any] = dict.fromkeys(SHAPE_COLUMNS, "Int64") | dict.fromkeys(
-        ("median_s", "spread_s"), float
-    )
-    return table.astype(kinds | {"repeats": "int64", "cold": bool} | dict.fromkeys(TEXT_COLUMNS, object))
-
-
-def _plain(value: Any) -> Any:
+def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     import pandas as pd
 
-    if pd.isna(value):  # None, NaN and pandas' NA are one absence
-        return None
-    return str(value) if isinstance(value, str) else int(value)
+    columns: dict[str, Any] = {}
+    for name, dtype in TIMING_COLUMNS.items():
+        values = frame[name] if name in frame.columns else pd.Series(pd.NA, index=frame.index, dtype="object")
+        try:
+            columns[name] = values.astype("string" if dtype == "str" else dtype)  # type: ignore[call-overload]  # names vary
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{where}: column {name!r}: expected {dtype}: {error}") from None
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def _row(where: str, mask: Any) -> str:
-    import numpy as np
+def _check_shapes(rows: pd.DataFrame, kernel: str, present: Any, where: str) -> None:
+    for name in TIMING_KERNELS[kernel]:
+        if name not in present:
+            raise CalibrationError(f"{where}: missing column {name!r}, which {kernel} rows need")
+        values = rows[name]
+        if values.isna().any():
+            raise CalibrationError(
+                f"{where}: row {_row(values.isna())}: {name}: got nothing, {kernel} rows need it"
+            )
+        least = 0 if name in ("history_tokens", "skew") else 1
+        if name != "operation" and bool((values < least).any()):
+            bad = values < least
+            got = values[bad].iloc[0]
+            raise CalibrationError(f"{where}: row {_row(bad)}: {name}: got {got}, expected >= {least}")
 
-    return f"{where}: row {int(np.flatnonzero(np.asarray(mask))[0]) + 1}"
 
-
-def _refuse(where: str, bad: Any, values: Any, field: str, expected: str) -> None:
+def _check_times(rows: pd.DataFrame, kernel: str, where: str) -> None:
+    times = rows["median_s"]
+    bad = times.isna() | ~(times > 0) | (times == float("inf"))
     if bad.any():
-        raise CalibrationError(f"{_row(where, bad)}: {field}: got {values[bad][0]}, expected {expected}")
+        got = times[bad].iloc[0]
+        raise CalibrationError(f"{where}: row {_row(bad)}: median_s: got {got}, expected seconds > 0")
+    if float(times.min()) > LONGEST_KERNEL_S or (kernel == "gemm" and float(times.median()) > 1.0):
+        raise CalibrationError(
+            f"{where}: {kernel}: times of {float(times.min()):g} to {float(times.max()):g} s: wrong unit suspected, "
+            "expected seconds (were these milliseconds or microseconds?)"
+        )
+    if float(times.max()) < SHORTEST_KERNEL_S:
+        raise CalibrationError(
+            f"{where}: {kernel}: no time above {float(times.max()):g} s: wrong unit suspected, expected seconds"
+        )
+
+
+def _row(mask: Any) -> int:
+    """First row (0-based, of the file) where `mask` holds."""
+    return int(mask.index[mask.to_numpy(dtype=bool, na_value=True)][0])
