@@ -14,6 +14,8 @@ class MoeSpec:
 
     `n_shared` experts of width `shared_size` see every token. The first `n_dense_layers` layers keep a dense FFN
     (`ModelSpec.ffn_size`); after them every `layer_step`-th layer is MoE (Llama-4 Maverick: 2), the others dense.
+    `gated`: experts have three matrices (GLaM's have two beside gated dense layers). `bias`: router and experts carry
+    biases (gpt-oss). `shared_gate`: a D-vector gates the shared experts (Qwen1.5-MoE).
     """
 
     n_experts: int
@@ -23,6 +25,9 @@ class MoeSpec:
     shared_size: int = 0
     n_dense_layers: int = 0
     layer_step: int = 1
+    gated: bool = True
+    bias: bool = False
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,12 @@ class ModelSpec:
 
     `attention_windows`: groups of layers by attention window, ((window_tokens or None, n_layers), ...), summing to
     `n_layers`; one group (None, n_layers) for full attention. `gated_ffn`: three FFN matrices (SwiGLU, GeGLU), else two.
-    `weight_dtype` is what the linear layers store; activations and KV are bf16 unless told otherwise.
+    `weight_dtype` is what the linear layers store, `attention_dtype` what those of attention store where that differs
+    (gpt-oss quantises its experts only); embedding, LM head, router and norms stay bf16 (fp32 in an fp32 model).
+    Activations and KV are bf16 unless told otherwise. `norms_per_layer`: norms of width D in a layer (Gemma-2/3: 4).
+    `extra_params`: weights held but not priced (vision tower and projector, attention sinks).
+    `encoder_layers`: layers of an encoder, for counts only (Switch); `unpriced` says why a model has counts but no
+    step price, "" for all that can be simulated.
     `params_published` (total, active) are the publisher's figures with `source`; None where none is stated.
     """
 
@@ -66,6 +76,11 @@ class ModelSpec:
     moe: MoeSpec | None = None
     mla: MlaSpec | None = None
     weight_dtype: Dtype = "bf16"
+    attention_dtype: Dtype | None = None
+    norms_per_layer: int = 2
+    extra_params: int = 0
+    encoder_layers: int = 0
+    unpriced: str = ""
     params_published: tuple[float, float] | None = None
     source: str = ""
 
@@ -73,6 +88,11 @@ class ModelSpec:
     def windows(self) -> tuple[tuple[int | None, int], ...]:
         """Attention windows with their number of layers; never empty."""
         return self.attention_windows or ((None, self.n_layers),)
+
+    @property
+    def n_moe_layers(self) -> int:
+        """Layers with routed experts; 0 for a dense model."""
+        return 0 if self.moe is None else (self.n_layers - self.moe.n_dense_layers) // self.moe.layer_step
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,146 @@
+"""The built-in models, GPUs and engines, by name, alias or the user's own file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ...traces.errors import ConfigError, nearest
+from .model_config import model_from_config
+from .specs import EngineProfile, GpuSpec, ModelSpec
+from .toml_spec import engine_from, gpu_from, model_extras
+
+Row = Mapping[str, Any]
+
+
+def load_model(name_or_path: str | Path, *, counts_only: bool = False) -> ModelSpec:
+    """A built-in model by name or Hugging Face id, or one from a `config.json` (or the folder that holds it).
+
+    Args:
+        name_or_path: `llama-3.1-8b`, `meta-llama/Llama-3.1-8B-Instruct`, `./my-model/config.json`; upper and lower
+            case are the same.
+        counts_only: also hand out the shapes that no operator prices (encoder-decoder Switch).
+
+    Raises:
+        ConfigError: unknown name (with the nearest), bad file, or a shape that is not priced.
+    """
+    if _is_path(name_or_path):
+        return model_from_config(name_or_path)
+    model = _model(_find("model", str(name_or_path)))
+    if model.unpriced and not counts_only:
+        raise ConfigError(f"model {name_or_path!r}: {model.unpriced}")
+    return model
+
+
+def load_gpu(name_or_path: str | Path) -> GpuSpec:
+    """A built-in GPU by name or alias, or one from a TOML or JSON file with the fields of `GpuSpec`.
+
+    Raises:
+        ConfigError: unknown name (with the nearest) or bad file.
+    """
+    if _is_path(name_or_path):
+        return gpu_from(read_table(Path(name_or_path), "gpu"), str(name_or_path))
+    return gpu_from(_find("gpu", str(name_or_path)), "gpus.toml")
+
+
+def load_engine(name_or_path: str | Path) -> EngineProfile:
+    """A built-in engine profile by name or alias, or one from a TOML or JSON file.
+
+    Raises:
+        ConfigError: unknown name (with the nearest) or bad file.
+    """
+    if _is_path(name_or_path):
+        return engine_from(read_table(Path(name_or_path), "engine"), str(name_or_path))
+    return engine_from(_find("engine", str(name_or_path)), "engines.toml")
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of the built-in models, in the order of the table."""
+    return tuple(row["name"] for row in _rows("model"))
+
+
+def known_gpus() -> tuple[str, ...]:
+    """Names of the built-in GPUs."""
+    return tuple(row["name"] for row in _rows("gpu"))
+
+
+def known_engines() -> tuple[str, ...]:
+    """Names of the built-in engine profiles."""
+    return tuple(row["name"] for row in _rows("engine"))
+
+
+def aliases(kind: str, name: str) -> tuple[str, ...]:
+    """Other names under which the built-in `kind` ("model", "gpu", "engine") called `name` is found."""
+    return tuple(next(row for row in _rows(kind) if row["name"] == name).get("aliases", ()))
+
+
+def read_table(path: Path, kind: str) -> Row:
+    """A TOML or JSON file as a mapping; a single `[[kind]]` row or `[kind]` table in it is unwrapped.
+
+    Raises:
+        ConfigError: unreadable or malformed file.
+    """
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw.decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not {path.suffix.lstrip('.') or 'TOML'} ({error})") from None
+    inner = content.get(kind, content) if isinstance(content, dict) else content
+    if isinstance(inner, list) and len(inner) == 1:
+        inner = inner[0]
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{path}: got {type(inner).__name__}, expected one table of {kind} fields")
+    return inner
+
+
+def _is_path(name: str | Path) -> bool:
+    if isinstance(name, Path) or name.endswith((".json", ".toml")):
+        return True
+    return name.startswith((".", "/", "~")) or (Path(name) / "config.json").is_file()
+
+
+def _find(kind: str, name: str) -> Row:
+    index = _index(kind)
+    row = index.get(_key(name))
+    if row is None:
+        raise ConfigError(f"unknown {kind} {name!r}{nearest(name, [r['name'] for r in _rows(kind)])}")
+    return row
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(" ", "-")
+
+
+@lru_cache(maxsize=8)
+def _index(kind: str) -> dict[str, Row]:
+    index: dict[str, Row] = {}
+    for row in _rows(kind):
+        for name in (row["name"], *row.get("aliases", ())):
+            index[_key(name)] = row
+            index.setdefault(_key(name.rsplit("/", 1)[-1]), row)
+    return index
+
+
+@lru_cache(maxsize=8)
+def _rows(kind: str) -> tuple[Row, ...]:
+    text = (resources.files(__package__) / "data" / f"{kind}s.toml").read_text(encoding="utf-8")
+    return tuple(tomllib.loads(text)[kind])
+
+
+def _model(row: Row) -> ModelSpec:
+    published = (float(row["params_total"]), float(row.get("params_active", row["params_total"])))
+    spec = model_from_config(
+        row["config"],
+        name=row["name"],
+        params_published=published,
+        extra_params=row.get("extra_params", 0),
+        provenance=row["source"],
+    )
+    return model_extras(spec, row)
