@@ -1,0 +1,140 @@
+"""From a profile to a trace: the same bytes for the same profile, seed and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..random_streams import stream
+from ..trace import Ragged, Trace
+from .profile import Profile, load_profile
+from .registry import number
+
+
+def synth(
+    profile: str | Path | Profile,
+    *,
+    seed: int = 0,
+    duration_s: float | None = None,
+    n_requests: int | None = None,
+    rate_scale: float = 1.0,
+) -> Trace:
+    """Generate a trace.
+
+    `profile`: name, file or `Profile`; `duration_s`: arrivals before that time, seconds (default: the profile's own,
+    unless `n_requests` is given); `n_requests`: at most so many; `rate_scale`: multiplies the rate of arrivals.
+    Raises: ConfigError for a wrong argument or profile.
+
+    >>> len(synth("azure_conv", seed=1, n_requests=10))
+    10
+    """
+    blocks = list(
+        synth_blocks(profile, seed=seed, duration_s=duration_s, n_requests=n_requests, rate_scale=rate_scale)
+    )
+    return concatenated(blocks)
+
+
+def synth_blocks(
+    profile: str | Path | Profile,
+    *,
+    seed: int = 0,
+    duration_s: float | None = None,
+    n_requests: int | None = None,
+    rate_scale: float = 1.0,
+) -> Iterator[Trace]:
+    """The rows of `synth`, block by block, in bounded memory; at least one block (maybe empty)."""
+    chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+    number("rate_scale", rate_scale, low=0, above=True)
+    if duration_s is None and n_requests is None:
+        duration_s = chosen.duration_s
+    if duration_s is not None:
+        number("duration_s", duration_s, low=0, above=True)
+    if n_requests is not None and (not isinstance(n_requests, int) or n_requests < 1):
+        raise ConfigError(f"n_requests: got {n_requests!r}, expected an integer >= 1")
+    meta = provenance(chosen, seed, duration_s, n_requests, rate_scale)
+    source = f"synth {chosen.name} (seed {seed})"
+    blocks = chosen.build().scaled(rate_scale).blocks(partial(stream, seed, "synth"))
+    return (trace_with(block, source, meta) for block in _limited(blocks, duration_s, n_requests))
+
+
+def provenance(
+    profile: Profile, seed: int, duration_s: float | None, n_requests: int | None, rate_scale: float
+) -> dict[str, Any]:
+    """The sidecar's content for a generated trace."""
+    block_size = profile.workload.get("block_size")
+    return {
+        "version": 1,
+        "time_unit": "ms",
+        **({} if block_size is None else {"block_size": block_size}),
+        "source": f"generated from profile {profile.name}; its figures: {profile.source}",
+        "license": profile.license,
+        "generator": {
+            "profile": profile.name,
+            "duration_s": duration_s,
+            "n_requests": n_requests,
+            "rate_scale": rate_scale,
+        },
+        "seed": seed,
+    }
+
+
+def trace_with(block: Trace, source: str, meta: dict[str, Any]) -> Trace:
+    """`block` with its provenance."""
+    return Trace(
+        block.arrival_s,
+        block.input_tokens,
+        block.output_tokens,
+        block.hash_ids,
+        block.output_hash_ids,
+        block.block_size,
+        block.columns,
+        source=source,
+        meta=meta,
+    )
+
+
+def concatenated(blocks: list[Trace]) -> Trace:
+    """Blocks with the same columns as one trace; provenance of the first."""
+    first = blocks[0]
+    return Trace(
+        np.concatenate([b.arrival_s for b in blocks]),
+        np.concatenate([b.input_tokens for b in blocks]),
+        np.concatenate([b.output_tokens for b in blocks]),
+        None if first.hash_ids is None else _joined([b.hash_ids for b in blocks if b.hash_ids is not None]),
+        None,
+        None
+        if first.block_size is None
+        else np.concatenate([b.block_size for b in blocks if b.block_size is not None]),
+        {name: [v for b in blocks for v in b.columns[name]] for name in first.columns},
+        source=first.source,
+        meta=first.meta,
+    )
+
+
+def _joined(parts: list[Ragged]) -> Ragged:
+    starts = np.cumsum([0] + [len(p.values) for p in parts])
+    offsets = [np.zeros(1, dtype=np.int64)] + [
+        p.offsets[1:] + s for p, s in zip(parts, starts[:-1], strict=True)
+    ]
+    return Ragged(np.concatenate([p.values for p in parts]), np.concatenate(offsets))
+
+
+def _limited(blocks: Iterator[Trace], duration_s: float | None, n_requests: int | None) -> Iterator[Trace]:
+    """Rows before `duration_s`, at most `n_requests`; yields at least one block."""
+    left, started = n_requests, False
+    for block in blocks:
+        keep = len(block) if left is None else min(left, len(block))
+        if duration_s is not None:
+            keep = min(keep, int(np.searchsorted(block.arrival_s, duration_s)))
+        last = keep < len(block) or keep == left
+        if keep or (last and not started):
+            yield block if keep == len(block) else block.take(np.arange(keep))
+            started = True
+        if last:
+            return
+        left = None if left is None else left - keep
