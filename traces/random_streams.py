@@ -12,8 +12,8 @@ from .errors import ConfigError
 def stream(seed: int, *names: str | int) -> np.random.Generator:
     """The generator that belongs to `names` under `seed`; equal in every process and on every machine.
 
-    Names are hashed with SHA-256 into the `spawn_key` of a `numpy.random.SeedSequence`, so streams of different
-    names are independent and neither the order nor the number of calls matters.  Draw raw uniforms
+    Names are hashed with SHA-256 into the `spawn_key` of a `numpy.random.SeedSequence`, so streams of
+    different names are independent and neither the order nor the number of calls matters.  Draw raw uniforms
     (`Generator.random`) and invert a quantile function: NumPy keeps that bit stream fixed, while its
     distribution methods may change between versions (NumPy's stream compatibility policy, NEP 19).
 

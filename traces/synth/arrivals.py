@@ -1,29 +1,32 @@
-"""When requests arrive: a renewal process run on a clock whose speed is the rate.
+"""When requests arrive.
 
-Gaps of mean 1 are laid out in operational time; real time is where the integrated rate reaches them. Poisson, gamma,
-Weibull and constant arrivals differ in the gaps; diurnal, ramp, spike, ON/OFF, MMPP and OU differ in the rate. Any gaps
-go with any modulation. Times are whole microseconds, so rounding of the last bit of a float changes no trace.
+`renewal`: gaps of mean 1 are laid out in operational time; real time is where the integrated rate reaches
+them. Poisson, gamma, Weibull and constant arrivals differ in the gaps; diurnal, ramp, spike, ON/OFF, MMPP and
+OU differ in the rate; any gaps go with any modulation. `bursts`: alternating ON and OFF periods with measured
+gaps inside, for traffic that no rate describes. Times are whole microseconds, so the last bit of a float
+changes no trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from .laws import Law, law
+from .laws import Law, Scaled, ar1, law, normal_cdf, normal_ppf
 from .modulation import MODULATORS, Modulator
 from .registry import Registry, number
 
 Times = NDArray[np.int64]
 Streams = Callable[..., np.random.Generator]
 ARRIVALS = Registry("arrival process")
-_BLOCK = 65_536  # gaps drawn at once: large enough for NumPy, small enough for memory
-_CELLS = 4_096  # rate cells per window of a modulated process
+_BLOCK = 16_384  # gaps drawn at once: large enough for NumPy, small enough for memory
+_CELLS = 1_024  # rate cells per window of a modulated process; rows per block of bursts
 
 
 class Arrivals(Protocol):
@@ -41,8 +44,9 @@ class Arrivals(Protocol):
 @ARRIVALS.add("renewal")
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """`rate_per_s` requests a second on average, independent `gaps` (any law; its mean does not matter),
-    the rate multiplied at every moment by the factors of `modulation` (evaluated in cells of `cell_s` seconds).
+    """`rate_per_s` requests a second on average, independent `gaps` (any law; its mean does not matter).
+
+    The rate is multiplied at every moment by the factors of `modulation`, each held for a cell of `cell_s` s.
     """
 
     rate_per_s: float
@@ -108,3 +112,71 @@ def _warped(
         cells = np.interp(ahead[:n], reached, np.arange(len(reached), dtype=np.float64))
         ahead = ahead[n:] - reached[-1]
         yield np.rint((window * len(rate) + cells) * (cell_s * 1e6)).astype(np.int64)
+
+
+@ARRIVALS.add("bursts")
+@dataclass(frozen=True, slots=True)
+class Bursts:
+    """ON periods of law `on_s` seconds, OFF periods of law `off_s`; gaps of law `gaps_s` while ON.
+
+    Gaps resemble their neighbours: a share `memory_frac` of the variance of their normal scores follows an
+    AR(1) with a memory of `memory_gaps` gaps (a Gaussian copula, so the law of all gaps stays `gaps_s`).
+    """
+
+    on_s: Any
+    off_s: Any
+    gaps_s: Any
+    memory_frac: float = 0.0
+    memory_gaps: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("on_s", "off_s", "gaps_s"):
+            if not hasattr(getattr(self, name), "ppf"):
+                object.__setattr__(self, name, law(getattr(self, name), name))
+            if name != "off_s" and getattr(self, name).mean <= 0:
+                raise ConfigError(f"{name}: got a law of mean 0, expected a positive mean")
+        number("memory_frac", self.memory_frac, low=0)
+        number("memory_gaps", self.memory_gaps, low=0, above=True)
+        if self.memory_frac > 1:
+            raise ConfigError(f"memory_frac: got {self.memory_frac!r}, expected a number in 0..1")
+
+    def scaled(self, rate_scale: float) -> Bursts:
+        """The same ON and OFF periods with gaps divided by `rate_scale`."""
+        return replace(self, gaps_s=Scaled(self.gaps_s, 1.0 / rate_scale))
+
+    def chunks(self, streams: Streams) -> Iterator[Times]:
+        """Endless blocks of arrival times in microseconds."""
+        held: list[NDArray[np.float64]] = []
+        for burst in self._bursts(streams):
+            held.append(burst)
+            if sum(map(len, held)) >= _CELLS:
+                yield np.rint(np.concatenate(held) * 1e6).astype(np.int64)
+                held = []
+
+    def _bursts(self, streams: Streams) -> Iterator[NDArray[np.float64]]:
+        """Arrival times in seconds, one ON period after the other."""
+        random, gaps, start = streams("periods"), self._gaps(streams), 0.0
+        share = self.on_s.mean / (self.on_s.mean + self.off_s.mean)
+        ahead = next(gaps)
+        if random.random() >= share:
+            start += float(self.off_s.ppf(random.random(1))[0])
+        while True:
+            length, pause = (float(part.ppf(random.random(1))[0]) for part in (self.on_s, self.off_s))
+            since = np.concatenate([[0.0], np.cumsum(ahead)])
+            while since[-1] < length:
+                ahead = np.concatenate([ahead, next(gaps)])
+                since = np.concatenate([[0.0], np.cumsum(ahead)])
+            n = int(np.searchsorted(since, length))
+            yield start + since[:n]
+            ahead = ahead[n:]
+            start += length + pause
+
+    def _gaps(self, streams: Streams) -> Iterator[NDArray[np.float64]]:
+        """Endless blocks of gaps in seconds."""
+        random, memory = streams("gaps"), ar1(streams("memory"), self.memory_gaps, _CELLS)
+        own, shared = sqrt(1.0 - self.memory_frac), sqrt(self.memory_frac)
+        while True:
+            u = random.random(_CELLS)
+            if self.memory_frac > 0:
+                u = normal_cdf(own * normal_ppf(u) + shared * next(memory))
+            yield self.gaps_s.ppf(u)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..random_streams import stream
-from ..trace import Ragged, Trace
+from ..trace import Trace
 from .profile import Profile, load_profile
 from .registry import number
+from .workloads import concatenated
 
 
 def synth(
@@ -26,9 +28,9 @@ def synth(
 ) -> Trace:
     """Generate a trace.
 
-    `profile`: name, file or `Profile`; `duration_s`: arrivals before that time, seconds (default: the profile's own,
-    unless `n_requests` is given); `n_requests`: at most so many; `rate_scale`: multiplies the rate of arrivals.
-    Raises: ConfigError for a wrong argument or profile.
+    `profile`: name, file or `Profile`; `duration_s`: arrivals before that time, seconds (default: the
+    profile's own, unless `n_requests` is given); `n_requests`: at most so many; `rate_scale`: multiplies the
+    rate of arrivals. Raises: ConfigError for a wrong argument or profile.
 
     >>> len(synth("azure_conv", seed=1, n_requests=10))
     10
@@ -59,7 +61,7 @@ def synth_blocks(
     meta = provenance(chosen, seed, duration_s, n_requests, rate_scale)
     source = f"synth {chosen.name} (seed {seed})"
     blocks = chosen.build().scaled(rate_scale).blocks(partial(stream, seed, "synth"))
-    return (trace_with(block, source, meta) for block in _limited(blocks, duration_s, n_requests))
+    return (replace(block, source=source, meta=meta) for block in _limited(blocks, duration_s, n_requests))
 
 
 def provenance(
@@ -81,47 +83,6 @@ def provenance(
         },
         "seed": seed,
     }
-
-
-def trace_with(block: Trace, source: str, meta: dict[str, Any]) -> Trace:
-    """`block` with its provenance."""
-    return Trace(
-        block.arrival_s,
-        block.input_tokens,
-        block.output_tokens,
-        block.hash_ids,
-        block.output_hash_ids,
-        block.block_size,
-        block.columns,
-        source=source,
-        meta=meta,
-    )
-
-
-def concatenated(blocks: list[Trace]) -> Trace:
-    """Blocks with the same columns as one trace; provenance of the first."""
-    first = blocks[0]
-    return Trace(
-        np.concatenate([b.arrival_s for b in blocks]),
-        np.concatenate([b.input_tokens for b in blocks]),
-        np.concatenate([b.output_tokens for b in blocks]),
-        None if first.hash_ids is None else _joined([b.hash_ids for b in blocks if b.hash_ids is not None]),
-        None,
-        None
-        if first.block_size is None
-        else np.concatenate([b.block_size for b in blocks if b.block_size is not None]),
-        {name: [v for b in blocks for v in b.columns[name]] for name in first.columns},
-        source=first.source,
-        meta=first.meta,
-    )
-
-
-def _joined(parts: list[Ragged]) -> Ragged:
-    starts = np.cumsum([0] + [len(p.values) for p in parts])
-    offsets = [np.zeros(1, dtype=np.int64)] + [
-        p.offsets[1:] + s for p, s in zip(parts, starts[:-1], strict=True)
-    ]
-    return Ragged(np.concatenate([p.values for p in parts]), np.concatenate(offsets))
 
 
 def _limited(blocks: Iterator[Trace], duration_s: float | None, n_requests: int | None) -> Iterator[Trace]:

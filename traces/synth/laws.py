@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import exp, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -227,11 +229,48 @@ class Mixture:
         return float(sum(w * part.mean for w, part in zip(self.weights, self.laws, strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Another law times `factor`."""
+
+    base: Law
+    factor: float
+
+    def ppf(self, u: Array) -> Array:
+        """Quantiles of the base law times the factor."""
+        return self.base.ppf(u) * self.factor
+
+    @property
+    def mean(self) -> float:
+        """Mean of the base law times the factor."""
+        return self.base.mean * self.factor
+
+
 def normal_ppf(u: Array) -> Array:
     """Standard normal quantiles at `u`; u = 0 is taken as 2⁻⁵⁴."""
     from scipy.special import ndtri
 
     return np.asarray(ndtri(np.clip(u, 2.0**-54, _U_MAX)))
+
+
+def normal_cdf(x: Array) -> Array:
+    """Standard normal distribution function."""
+    from scipy.special import ndtr
+
+    return np.asarray(ndtr(x), dtype=np.float64)
+
+
+def ar1(random: np.random.Generator, memory: float, block: int) -> Iterator[Array]:
+    """Endless blocks of a stationary AR(1) of variance 1: x[k+1] = a·x[k] + √(1 − a²)·z, a = exp(−1/memory)."""
+    keep = exp(-1.0 / memory)
+    kick = sqrt(1.0 - keep * keep)
+    x = float(normal_ppf(random.random(1))[0])
+    while True:
+        path = []
+        for z in (kick * normal_ppf(random.random(block))).tolist():
+            path.append(x)
+            x = keep * x + z
+        yield np.array(path)
 
 
 def midpoint_mean(any_law: Law, points: int = 100_000) -> float:

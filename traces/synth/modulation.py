@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from math import exp, sqrt
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from .laws import law, normal_ppf
+from .laws import ar1, law
 from .registry import Registry, ascending, number
 
 Array = NDArray[np.float64]
@@ -143,16 +142,9 @@ class OrnsteinUhlenbeck:
         number("tau_s", self.tau_s, low=0, above=True)
 
     def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:
-        """See `Modulator`; one uniform a cell, x[k+1] = a·x[k] + √(1 − a²)·z with a = exp(−cell/tau)."""
-        keep = exp(-cell_s / self.tau_s)
-        kick = sqrt(1.0 - keep * keep)
-        x = float(normal_ppf(random.random(1))[0])
-        while True:
-            path = []
-            for z in (kick * normal_ppf(random.random(cells))).tolist():
-                path.append(x)
-                x = keep * x + z
-            yield np.exp(self.sigma * np.array(path) - self.sigma**2 / 2)
+        """See `Modulator`; one uniform a cell, sampled exactly at the cells' borders."""
+        for x in ar1(random, self.tau_s / cell_s, cells):
+            yield np.exp(self.sigma * x - self.sigma**2 / 2)
 
 
 @MODULATORS.add("markov")

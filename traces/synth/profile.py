@@ -20,8 +20,8 @@ _FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 class Profile:
     """A named workload with its provenance.
 
-    `workload` is an object with `kind` (see `workloads`); `duration_s` the span generated where none is asked for;
-    `source` and `license` say where the numbers come from; `notes` what to know about them.
+    `workload` is an object with `kind` (see `workloads`); `duration_s` the span generated where none is asked
+    for; `source` and `license` say where the numbers come from; `notes` what to know about them.
     """
 
     name: str

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..trace import Trace
+from ..errors import ConfigError
+from ..trace import Ragged, Trace
 from .arrivals import ARRIVALS
 from .lengths import LENGTHS
 from .registry import Registry
@@ -51,6 +53,84 @@ class Open:
         draw = self.lengths.sampler(streams)
         for times_us in self.arrivals.chunks(streams):
             yield Trace(seconds(times_us), *draw(len(times_us)))
+
+
+@WORKLOADS.add("mix")
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Several workloads at once, merged in order of arrival: applications whose shares change over time.
+
+    `tenants` names the parts in the column `tenant` where given. Block ids of different parts never meet.
+    """
+
+    parts: Any
+    tenants: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, list | tuple) or not self.parts:
+            raise ConfigError(f"parts: got {self.parts!r}, expected a list of workloads")
+        if self.tenants is not None and len(self.tenants) != len(self.parts):
+            raise ConfigError(f"tenants: got {len(self.tenants)} names, expected {len(self.parts)}")
+        built = [
+            WORKLOADS.build(p, f"parts[{i}]") if isinstance(p, dict) else p for i, p in enumerate(self.parts)
+        ]
+        object.__setattr__(self, "parts", tuple(built))
+
+    def scaled(self, rate_scale: float) -> Mix:
+        """Every part at `rate_scale` times its rate."""
+        return replace(self, parts=tuple(part.scaled(rate_scale) for part in self.parts))
+
+    def blocks(self, streams: Streams) -> Iterator[Trace]:
+        """See `Workload`."""
+        sources = [part.blocks(partial(streams, "part", i)) for i, part in enumerate(self.parts)]
+        held = [self._marked(next(source), i) for i, source in enumerate(sources)]
+        while True:
+            until = min(float(block.arrival_s[-1]) for block in held)
+            ready = [int(np.searchsorted(block.arrival_s, until, side="right")) for block in held]
+            merged = concatenated([block.take(np.arange(n)) for block, n in zip(held, ready, strict=True)])
+            yield merged.take(np.argsort(merged.arrival_s, kind="stable"))
+            for i, n in enumerate(ready):
+                rest = held[i].take(np.arange(n, len(held[i])))
+                held[i] = rest if len(rest) else self._marked(next(sources[i]), i)
+
+    def _marked(self, block: Trace, part: int) -> Trace:
+        """`block` with ids of its own and its tenant's name."""
+        changes: dict[str, Any] = {}
+        if block.hash_ids is not None:
+            own = block.hash_ids.values * len(self.parts) + part
+            changes["hash_ids"] = Ragged(own, block.hash_ids.offsets)
+        if self.tenants is not None:
+            changes["columns"] = {**block.columns, "tenant": [self.tenants[part]] * len(block)}
+        return replace(block, **changes)
+
+
+def concatenated(blocks: Sequence[Trace]) -> Trace:
+    """Blocks one after the other as one trace (a column that a block lacks is None there); the first's provenance."""
+    hashed = any(b.hash_ids is not None for b in blocks)
+    names = sorted({name for b in blocks for name in b.columns})
+    return replace(
+        blocks[0],
+        arrival_s=np.concatenate([b.arrival_s for b in blocks]),
+        input_tokens=np.concatenate([b.input_tokens for b in blocks]),
+        output_tokens=np.concatenate([b.output_tokens for b in blocks]),
+        hash_ids=_joined([b.hash_ids or _absent(len(b)) for b in blocks]) if hashed else None,
+        block_size=np.concatenate([_sizes(b) for b in blocks]) if hashed else None,
+        columns={name: [v for b in blocks for v in b.columns.get(name, [None] * len(b))] for name in names},
+    )
+
+
+def _absent(n: int) -> Ragged:
+    return Ragged(np.zeros(0, dtype=np.int64), np.zeros(n + 1, dtype=np.int64))
+
+
+def _sizes(block: Trace) -> Any:
+    return np.zeros(len(block), dtype=np.int64) if block.block_size is None else block.block_size
+
+
+def _joined(parts: Sequence[Ragged]) -> Ragged:
+    starts = np.cumsum([0] + [len(p.values) for p in parts])
+    offsets = [p.offsets[1:] + s for p, s in zip(parts, starts[:-1], strict=True)]
+    return Ragged(np.concatenate([p.values for p in parts]), np.concatenate([[0], *offsets]).astype(np.int64))
 
 
 def seconds(times_us: Any) -> Any:
