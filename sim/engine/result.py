@@ -101,4 +101,6 @@ class RunResult:
     simulator: Mapping[str, float]
     steps: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
-    trace_columns: Mapping[str, Any] = field(default_factory=dict)  # request_id, session_id, tenant ... by request_index
+    trace_columns: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # request_id, session_id, tenant ... by request_index

@@ -1,0 +1,43 @@
+"""What the batching policies share: making room by preemption, and the running prompts' next chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepline.sim.engine.contracts import Reservation
+    from stepline.sim.engine.sequence import Sequence
+
+Chunks = list[tuple["Sequence", int]]
+
+
+class BatchBase:
+    """Defaults of a batching policy: paged KV, nothing padded, prompts may be split, no oracle."""
+
+    reservation: Reservation = "paged"
+    pads = False
+    whole_prompts = False
+    oracle = False
+
+
+def make_room(view: Any, needed: Callable[[set[Sequence]], int]) -> set[Sequence]:
+    """Sequences to preempt, chosen by the view's preemption policy, until `needed(gone)` blocks are free.
+
+    `needed`: blocks that the step takes once the sequences in `gone` are off. Stops when nobody is left to go.
+    """
+    gone: set[Sequence] = set()
+    free = view.free_blocks
+    while (short := needed(gone) - free) > 0:
+        candidates = [seq for seq in view.newest_first() if seq not in gone]
+        victim = view.preemption.victim(view, candidates, short) if candidates else None
+        if victim is None:
+            break
+        gone.add(victim)
+        free += view.held_blocks(victim)
+    return gone
+
+
+def in_preemption_order(view: Any, gone: set[Sequence]) -> tuple[Sequence, ...]:
+    """Last admitted first, so that the earliest ends up at the head of the queue."""
+    return tuple([seq for seq in view.newest_first() if seq in gone])

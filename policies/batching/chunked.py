@@ -1,0 +1,73 @@
+"""vLLM V1: running sequences first, then waiting ones FCFS, under one token budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepline.sim.engine.contracts import Plan
+
+from .base import BatchBase, Chunks, in_preemption_order, make_room
+
+if TYPE_CHECKING:
+    from stepline.sim.engine.sequence import Sequence
+
+
+class ChunkedPolicy(BatchBase):
+    """Chunked prefill as vLLM V1 schedules it.
+
+    Decodes take one token of the budget each, unfinished prompts continue, then waiting prompts join in order of
+    arrival while budget, seats and KV allow; a prompt that does not fit the budget is split. When KV runs out the
+    preemption policy chooses who goes, and nobody is admitted in that step. Source: vLLM `v1/core/sched/scheduler.py`.
+    """
+
+    def plan(self, view: Any) -> Plan:
+        """The next step."""
+        chunks = self._continue_prompts(view, set())
+        gone: set[Sequence] = set()
+        if view.decode_blocks or chunks:
+            gone = self._room(view, chunks)
+        if gone:
+            chunks = self._continue_prompts(view, gone)
+            return Plan(chunks, preempt=in_preemption_order(view, gone))
+        deaf = self._admit(view, chunks)
+        return Plan(chunks, deaf=deaf)
+
+    def _room(self, view: Any, chunks: Chunks) -> set[Sequence]:
+        def needed(gone: set[Sequence]) -> int:
+            decodes = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
+            return decodes + sum([view.blocks_needed(s, c) for s, c in chunks if s not in gone])
+
+        return make_room(view, needed) if needed(set()) > view.free_blocks else set()
+
+    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
+        """Next chunks of the prompts that have begun."""
+        budget = view.max_num_batched_tokens - view.n_decoding
+        cap = view.long_prefill_token_threshold or budget
+        chunks: Chunks = []
+        for seq in view.prefilling:
+            tokens = min(seq.uncomputed_tokens, budget, cap)
+            if tokens > 0 and seq not in gone:
+                chunks.append((seq, tokens))
+                budget -= tokens
+        return chunks
+
+    def _admit(self, view: Any, chunks: Chunks) -> bool:
+        """Append chunks of waiting prompts; True if a later arrival could not be admitted either."""
+        if not view.n_waiting:
+            return False
+        budget = view.max_num_batched_tokens - view.n_decoding - sum([c for _, c in chunks])
+        seats = view.max_num_seqs - view.n_running
+        free = view.free_blocks - view.decode_blocks - sum([view.blocks_needed(s, c) for s, c in chunks])
+        cap = view.long_prefill_token_threshold or budget
+        for seq in view.waiting:
+            if not seats or budget <= 0:
+                return True
+            tokens = min(seq.prompt_tokens - view.cached_tokens(seq), budget, cap)
+            need = view.blocks_needed(seq, tokens)
+            if need > free:
+                return True
+            chunks.append((seq, tokens))
+            budget -= tokens
+            free -= need
+            seats -= 1
+        return False

@@ -1,0 +1,240 @@
+"""Clients: when requests are sent, how long they wait, and what a finished turn sets off."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import simpy
+
+from ..engine.kv_cache import block_ends
+from ..engine.sequence import DONE, Sequence
+
+if TYPE_CHECKING:
+    from stepline.traces.trace import Trace
+
+Replay = Literal["open", "closed"]
+CHUNK_ROWS = 65_536
+
+
+class SequenceFactory:
+    """Makes the `Sequence` of a trace row: hot columns as Python numbers, the optional ones only where present."""
+
+    def __init__(self, trace: Trace, max_model_len: int, block_size: int, *, caching: bool) -> None:
+        self.trace = trace
+        self.inputs = array("q", trace.input_tokens.astype(np.int64).tobytes())
+        self.max_model_len = max_model_len
+        self.block_size = block_size
+        columns = trace.columns
+        self.limits = columns.get("max_output_tokens")
+        self.hashed = caching and trace.hash_ids is not None
+        self.labels = {
+            k: columns[k] for k in ("priority", "tenant", "session_id", "slo_class") if k in columns
+        }
+
+    def make(self, index: int, sent_s: float, arrival_s: float) -> Sequence:
+        """The sequence of row `index`, sent at `sent_s`, at the engine's queue at `arrival_s`."""
+        tokens = self.inputs[index]
+        limit = None if self.limits is None else self.limits[index]
+        seq = Sequence(
+            index, sent_s, arrival_s, tokens, self.max_model_len - tokens if limit is None else int(limit)
+        )
+        for name, column in self.labels.items():
+            if column[index] is not None:
+                setattr(seq, name, column[index])
+        if self.hashed:
+            self._hash(seq, index)
+        return seq
+
+    def _hash(self, seq: Sequence, index: int) -> None:
+        trace = self.trace
+        ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
+        if ids is not None and trace.block_size is not None:
+            seq.hash_ids = ids
+            seq.hash_ends = block_ends(
+                len(ids), int(trace.block_size[index]), self.block_size, seq.input_tokens
+            )
+
+
+class Clients:
+    """Sends a trace's requests into the cluster.
+
+    open    each row at its timestamp
+    closed  the first turn of a session at its timestamp, each later one `delay_s` after the one before has ended
+            (however it ended); rows without a session as in open replay
+    `max_concurrency`: at most so many outstanding; the next is sent when one ends. `ingest_s` / `ingest_per_token_s`:
+    API server and tokeniser, between sending and the engine's queue. `timeout_s`: clients give up after that long.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        trace: Trace,
+        factory: SequenceFactory,
+        *,
+        submit: Callable[[Sequence], None],
+        abort: Callable[[Sequence], None],
+        replay: Replay = "open",
+        max_concurrency: int | None = None,
+        timeout_s: float | None = None,
+        ingest_s: float = 0.0,
+        ingest_per_token_s: float = 0.0,
+    ) -> None:
+        self.env = env
+        self.trace = trace
+        self.factory = factory
+        self.submit = submit
+        self.abort = abort
+        self.limit = max_concurrency
+        self.timeout_s = timeout_s
+        self.ingest_s = ingest_s
+        self.ingest_per_token_s = ingest_per_token_s
+        self.outstanding = 0
+        self.held: deque[int] = deque()
+        self.deadlines: deque[tuple[float, Sequence]] = deque()
+        self.watching = False
+        self.next_turn = _next_turns(trace) if replay == "closed" else {}
+        self._order(trace, replay)
+        self.at = 0
+        self._load()
+
+    def _order(self, trace: Trace, replay: Replay) -> None:
+        """Rows that are sent by the clock, in order of reaching the engine."""
+        later = set(self.next_turn.values()) if replay == "closed" else set()
+        rows = np.arange(len(trace))
+        if later:
+            rows = rows[~np.isin(rows, np.fromiter(later, dtype=np.int64))]
+        due = trace.arrival_s[rows] + self._ingest(trace.input_tokens[rows])
+        order = np.argsort(due, kind="stable")
+        self.rows, self.due = rows[order], due[order]
+
+    def _ingest(self, tokens: Any) -> Any:
+        return self.ingest_s + self.ingest_per_token_s * tokens if self.limit is None else tokens * 0.0
+
+    # -- by the clock -----------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """The next chunk of rows as Python lists."""
+        part = slice(self.at, self.at + CHUNK_ROWS)
+        self.at += CHUNK_ROWS
+        rows = self.rows[part]
+        self.chunk_rows = rows.tolist()
+        self.chunk_due = self.due[part].tolist()
+        self.chunk_sent = self.trace.arrival_s[rows].tolist()
+        self.i = 0
+
+    def start(self) -> None:
+        """Schedule the first arrival."""
+        if self.chunk_rows:
+            self._wait()
+
+    def _wait(self) -> None:
+        event = simpy.Timeout(self.env, max(0.0, self.chunk_due[self.i] - self.env.now))
+        event.callbacks.append(self._on_due)
+
+    def _on_due(self, _: simpy.Event) -> None:
+        now = self.chunk_due[self.i]
+        while self.chunk_due[self.i] == now:
+            self._send_or_hold(self.chunk_rows[self.i], self.chunk_sent[self.i])
+            self.i += 1
+            if self.i == len(self.chunk_due):
+                self._load()
+                if not self.chunk_rows:
+                    return
+        self._wait()
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def _send_or_hold(self, row: int, sent_s: float) -> None:
+        if self.limit is None:
+            self._arrive(row, sent_s)
+        elif self.outstanding < self.limit:
+            self._send(row)
+        else:
+            self.held.append(row)
+
+    def _send(self, row: int) -> None:
+        """Send now; the request reaches the engine after its ingest time."""
+        sent_s = self.env.now
+        self.outstanding += 1
+        tokens = self.factory.inputs[row]
+        delay = self.ingest_s + self.ingest_per_token_s * tokens
+        if delay == 0.0:
+            self._arrive(row, sent_s)
+            return
+        event = simpy.Timeout(self.env, delay)
+        event.callbacks.append(lambda _: self._arrive(row, sent_s))
+
+    def _arrive(self, row: int, sent_s: float) -> None:
+        seq = self.factory.make(row, sent_s, self.env.now)
+        if self.timeout_s is not None:
+            seq.deadline_s = sent_s + self.timeout_s
+            self.deadlines.append((seq.deadline_s, seq))
+            if not self.watching:
+                self._watch()
+        self.submit(seq)
+
+    # -- endings ----------------------------------------------------------------------------------------------------
+
+    def ended(self, seq: Sequence, time_s: float) -> None:
+        """A request has ended for its client at `time_s` (>= now): perhaps the next turn or a held one follows."""
+        if self.limit is not None:
+            self._after(time_s, self._free_slot)
+        follower = self.next_turn.get(seq.index)
+        if follower is not None:
+            delays = self.trace.columns.get("delay_s")
+            delay = (delays[follower] if delays is not None else None) or 0.0
+            self._after(time_s + delay, lambda: self._follow(follower))
+
+    def _after(self, time_s: float, action: Callable[[], None]) -> None:
+        event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
+        event.callbacks.append(lambda _: action())
+
+    def _free_slot(self) -> None:
+        self.outstanding -= 1
+        if self.held and self.limit is not None and self.outstanding < self.limit:
+            self._send(self.held.popleft())
+
+    def _follow(self, row: int) -> None:
+        if self.limit is None or self.outstanding < self.limit:
+            self._send(row)
+        else:
+            self.held.append(row)
+
+    # -- patience ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Wait for the first deadline that still matters."""
+        deadlines = self.deadlines
+        while deadlines and deadlines[0][1].state == DONE:
+            deadlines.popleft()
+        self.watching = bool(deadlines)
+        if deadlines:
+            event = simpy.Timeout(self.env, max(0.0, deadlines[0][0] - self.env.now))
+            event.callbacks.append(self._on_deadline)
+
+    def _on_deadline(self, _: simpy.Event) -> None:
+        deadlines = self.deadlines
+        while deadlines and deadlines[0][0] <= self.env.now:
+            _, seq = deadlines.popleft()
+            if seq.state != DONE:
+                self.abort(seq)
+        self._watch()
+
+
+def _next_turns(trace: Trace) -> dict[int, int]:
+    """Row of the following turn of the same session, by row."""
+    sessions = trace.columns.get("session_id")
+    if sessions is None:
+        return {}
+    last: dict[Any, int] = {}
+    follows: dict[int, int] = {}
+    for row, session in enumerate(sessions):
+        if session is not None:
+            if session in last:
+                follows[last[session]] = row
+            last[session] = row
+    return follows

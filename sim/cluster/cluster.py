@@ -1,0 +1,267 @@
+"""A run: clients, a router and replicas on one SimPy clock."""
+
+from __future__ import annotations
+
+import gc
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import simpy
+from stepline.traces.errors import ConfigError, InvariantError
+
+from ..engine.accounting import StepAccounting, combine
+from ..engine.kv_cache import KVCache
+from ..engine.replica import Limits, Replica
+from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
+from ..engine.result import RunResult
+from ..engine.step_log import GapLog, StepLog
+from .clients import Clients, Replay, SequenceFactory
+
+if TYPE_CHECKING:
+    from stepline.traces.trace import Trace
+
+    from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+    from ..cost.work import CostModel
+    from ..engine.contracts import BatchPolicy, EvictionPolicy, PreemptionPolicy, RoutingPolicy
+    from ..engine.sequence import Sequence
+
+EVENTS_PER_CHECK = 20_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplicaSpec:
+    """One replica: a model on a TP group of GPUs behind an engine. `kv_blocks` as vLLM counts (null block included)."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    engine: EngineProfile
+    cost_model: CostModel
+    policy: BatchPolicy
+    preemption: PreemptionPolicy
+    eviction: Callable[[], EvictionPolicy] | None
+    kv_blocks: int
+    tp: int = 1
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 131_072
+    long_prefill_token_threshold: int = 0
+    name: str = "replica"
+
+    @property
+    def limits(self) -> Limits:
+        """Its server flags."""
+        return Limits(
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+            self.max_model_len,
+            self.long_prefill_token_threshold,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClusterSpec:
+    """A cluster and its clients. `config` is what the result carries along as provenance."""
+
+    replicas: tuple[ReplicaSpec, ...]
+    routing: RoutingPolicy | None = None
+    replay: Replay = "open"
+    client_timeout_s: float | None = None
+    max_concurrency: int | None = None
+    record_steps: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: requests done of all, simulated seconds, wall seconds."""
+
+    done: int
+    total: int
+    now_s: float
+    wall_s: float
+
+
+def run_cluster(
+    trace: Trace, spec: ClusterSpec, on_progress: Callable[[Progress], None] | None = None
+) -> RunResult:
+    """Simulate until every request has ended.
+
+    Raises ConfigError for a spec that cannot run, PolicyError for a wrong policy, InvariantError for a bug of ours.
+    """
+    return _Run(trace, spec).run(on_progress)
+
+
+class _Run:
+    """The objects of one run."""
+
+    def __init__(self, trace: Trace, spec: ClusterSpec) -> None:
+        if not spec.replicas:
+            raise ConfigError("replicas: got none, expected at least one")
+        for replica in spec.replicas:
+            if replica.max_num_batched_tokens < replica.max_num_seqs:
+                raise ConfigError(
+                    f"--max-num-batched-tokens: got {replica.max_num_batched_tokens}, expected at least "
+                    f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
+                )
+        self.trace, self.spec = trace, spec
+        self.env = simpy.Environment()
+        self.requests = RequestLog()
+        self.gaps = GapLog()
+        self.blocks: list[Mapping[str, Any]] = []
+        self.outputs = array("q", trace.output_tokens.astype(np.int64).tobytes())
+        self.accountings: list[StepAccounting] = []
+        self.logs: dict[int, StepLog] = {}
+        self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
+        self.views = [replica.view for replica in self.replicas]
+        first = spec.replicas[0]
+        caching = any(r.eviction is not None for r in spec.replicas)
+        factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
+        self.clients = Clients(
+            self.env,
+            trace,
+            factory,
+            submit=self.replicas[0].submit if len(self.replicas) == 1 else self._route,
+            abort=self._abort,
+            replay=spec.replay,
+            max_concurrency=spec.max_concurrency,
+            timeout_s=spec.client_timeout_s,
+            ingest_s=first.engine.request_ingest_s,
+            ingest_per_token_s=first.engine.request_ingest_per_token_s,
+        )
+        self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
+        self.where: dict[Sequence, Replica] = {}
+
+    def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
+        windows = tuple([w for w, _ in spec.model.windows])
+        log = self.logs.get(id(spec.cost_model))
+        if log is None:
+            accounting = StepAccounting(spec.cost_model, len(windows), {})
+            sinks: list[Any] = [accounting]
+            if self.spec.record_steps:
+                sinks.append(self.blocks.append)
+            log = self.logs[id(spec.cost_model)] = StepLog(len(windows), sinks)
+            self.accountings.append(accounting)
+        kv = KVCache(spec.kv_blocks, spec.block_size, spec.eviction() if spec.eviction else None)
+        log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
+        return Replica(
+            self.env,
+            index,
+            limits=spec.limits,
+            engine=spec.engine,
+            cost_model=spec.cost_model,
+            policy=spec.policy,
+            preemption=spec.preemption,
+            kv=kv,
+            windows=windows,
+            outputs=self.outputs,
+            step_log=log,
+            gap_log=self.gaps,
+            on_done=self._done_on(index),
+        )
+
+    def _done_on(self, replica: int) -> Callable[[Sequence, int, float, int], None]:
+        requests = self.requests
+
+        def done(seq: Sequence, status: int, time_s: float, tokens: int) -> None:
+            if seq.aborted and status == FINISHED and seq.deadline_s is not None and time_s > seq.deadline_s:
+                status, time_s = TIMED_OUT, seq.deadline_s
+            requests.add(seq, replica, time_s, tokens, status)
+            if self.watched:
+                self.clients.ended(seq, time_s)
+
+        return done
+
+    def _route(self, seq: Sequence) -> None:
+        routing = self.spec.routing
+        chosen = 0 if routing is None else routing.choose(seq, self.views)
+        replica = self.replicas[chosen]
+        if seq.deadline_s is not None:
+            self.where[seq] = replica
+        replica.submit(seq)
+
+    def _abort(self, seq: Sequence) -> None:
+        replica = self.replicas[0] if len(self.replicas) == 1 else self.where.pop(seq)
+        replica.abort(seq)
+
+    # -- the clock --------------------------------------------------------------------------------------------------
+
+    def run(self, on_progress: Callable[[Progress], None] | None) -> RunResult:
+        """Run to the end and collect."""
+        began = time.perf_counter()
+        events = self._loop(on_progress, began)
+        for log in self.logs.values():
+            log.flush()
+        return self._result(time.perf_counter() - began, events)
+
+    def _loop(self, on_progress: Callable[[Progress], None] | None, began: float) -> int:
+        self.clients.start()
+        step, total, events = self.env.step, len(self.trace), 0
+        gc.collect()
+        gc.freeze()  # what exists now stays: a full collection need not look at it again
+        try:
+            while True:
+                for _ in repeat(None, EVENTS_PER_CHECK):
+                    step()
+                events += EVENTS_PER_CHECK
+                if on_progress is not None:
+                    on_progress(
+                        Progress(len(self.requests), total, self.env.now, time.perf_counter() - began)
+                    )
+        except simpy.core.EmptySchedule:
+            pass
+        finally:
+            gc.unfreeze()
+        return events
+
+    def _result(self, wall_s: float, events: int) -> RunResult:
+        requests = self.requests.frame()
+        self._check(requests)
+        end_s = float(requests["finish_s"].max()) if len(requests) else 0.0
+        first_s = float(requests["arrival_s"].min()) if len(requests) else 0.0
+        totals = combine(self.accountings, end_s - first_s, len(self.replicas), end_s)
+        caches = [replica.kv for replica in self.replicas]
+        gpu = self.spec.replicas[0].gpu
+        dtype = "bf16" if "bf16" in gpu.peak_flops else next(iter(gpu.peak_flops))
+        return RunResult(
+            requests=requests,
+            gaps=self.gaps.gaps(),
+            totals=totals,
+            kv={
+                "blocks_total": sum(c.usable + 1 for c in caches),
+                "block_size": caches[0].block_size,
+                "peak_used_blocks": sum(c.peak_held for c in caches),
+                "hit_tokens": sum(c.hit_tokens for c in caches),
+                "query_tokens": sum(c.query_tokens for c in caches),
+                "evicted_blocks": sum(c.evicted_blocks for c in caches),
+            },
+            config=self.spec.config,
+            n_gpus=sum(r.tp for r in self.spec.replicas),
+            peaks={"flops_per_s": gpu.peak_flops[dtype], "bytes_per_s": gpu.hbm_bytes_per_s},
+            simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
+            steps=self._steps(),
+            trace_columns={k: v for k, v in self.trace.columns.items() if k != "observed"},
+        )
+
+    def _steps(self) -> pd.DataFrame | None:
+        if not self.spec.record_steps:
+            return None
+        frames = [pd.DataFrame(dict(block)) for block in self.blocks]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _check(self, requests: pd.DataFrame) -> None:
+        """Nothing lost: every request ended once, every block came back."""
+        if len(requests) != len(self.trace) or (requests["status"] == UNFINISHED).any():
+            raise InvariantError(f"{len(self.trace)} requests in, {len(requests)} ended")
+        for replica in self.replicas:
+            replica.kv.check()
+            if replica.kv.held or replica.running or replica.waiting or replica.inbox:
+                raise InvariantError(
+                    f"replica {replica.index}: {replica.kv.held} KV blocks held after the run"
+                )

@@ -1,0 +1,133 @@
+"""Folds step rows, a block of columns at a time, into what summaries and reports need."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..cost.work import KERNELS
+from .result import StepTotals
+from .series import SeriesBins
+
+if TYPE_CHECKING:
+    from .step_log import Columns
+
+Floats = NDArray[np.float64]
+
+SUMMED = ("prefill_tokens", "emitted_tokens", "steps", *(f"kernel_{name}_s" for name in KERNELS))
+AVERAGED = ("running", "waiting", "kv_used_frac", "busy_frac")
+ADDITIVE_WORK = (
+    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "n_decode", "logits_rows",
+)  # fmt: skip
+
+
+class StepAccounting:
+    """A sink of the step log for the replicas that share one cost model.
+
+    A leap is priced at its mean context: every form is affine in context within a leap, so sums are exact.
+    `kv_blocks`: usable blocks by replica.
+    """
+
+    def __init__(self, cost_model: Any, n_windows: int, kv_blocks: dict[int, int]) -> None:
+        self.cost = cost_model
+        self.n_windows = n_windows
+        self.kv_blocks = kv_blocks
+        self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.busy_s = self.flops = self.hbm_bytes = 0.0
+        self.steps = 0
+        self.bins = SeriesBins(SUMMED + AVERAGED)
+        self.histogram: dict[tuple[int, int], list[float]] = {}
+
+    def __call__(self, columns: Columns) -> None:
+        """Take in a block of rows."""
+        n_steps = columns["n_steps"].astype(np.float64)
+        seconds, flops, hbm_bytes = self.cost.explain_many(self._mean_work(columns))
+        by_kernel: dict[str, Floats] = {}
+        for kernel, bounds in seconds.items():
+            total = np.zeros(len(n_steps))
+            for bound, per_step in bounds.items():
+                spent = per_step * n_steps
+                self.seconds[kernel][bound] += float(spent.sum())
+                total += spent
+            by_kernel[kernel] = total
+        self.busy_s += float(columns["duration_s"].sum())
+        self.flops += float((flops * n_steps).sum())
+        self.hbm_bytes += float((hbm_bytes * n_steps).sum())
+        self.steps += int(n_steps.sum())
+        self._series(columns, n_steps, by_kernel)
+        self._bin_steps(columns, n_steps)
+
+    def _mean_work(self, columns: Columns) -> dict[str, Any]:
+        half = (columns["n_steps"] - 1) / 2
+        work: dict[str, Any] = {name: columns[name] for name in ADDITIVE_WORK}
+        contexts = []
+        for i in range(self.n_windows):
+            first = columns["context_tokens" if i == 0 else f"context_tokens_{i}"]
+            contexts.append(first + columns[f"context_growth_{i}"] * half)
+        work["context_tokens"] = contexts[0] if self.n_windows == 1 else np.stack(contexts, axis=1)
+        return work
+
+    def _series(self, columns: Columns, n_steps: Floats, by_kernel: dict[str, Floats]) -> None:
+        replicas = columns["replica"]
+        duration = columns["duration_s"]
+        for replica in np.unique(replicas).tolist():
+            rows = replicas == replica
+            amounts = {f"kernel_{k}_s": v[rows] for k, v in by_kernel.items()}
+            lasted = duration[rows]
+            amounts["prefill_tokens"] = columns["prefill_tokens"][rows].astype(float)
+            amounts["emitted_tokens"] = columns["emitted_tokens"][rows].astype(float)
+            amounts["steps"] = n_steps[rows]
+            amounts["running"] = columns["n_running"][rows] * lasted
+            amounts["waiting"] = columns["n_waiting"][rows] * lasted
+            amounts["kv_used_frac"] = columns["kv_used_blocks"][rows] / self.kv_blocks[replica] * lasted
+            amounts["busy_frac"] = lasted
+            self.bins.add(columns["start_s"][rows], lasted, amounts)
+
+    def _bin_steps(self, columns: Columns, n_steps: Floats) -> None:
+        decode_bin = np.ceil(np.log2(np.maximum(columns["n_decode"], 0.5))).astype(int)
+        prefill_bin = np.ceil(np.log2(np.maximum(columns["prefill_tokens"], 0.5))).astype(int)
+        frame = pd.DataFrame({"d": decode_bin, "p": prefill_bin, "n": n_steps, "s": columns["duration_s"]})
+        for (d, p), group in frame.groupby(["d", "p"])[["n", "s"]].sum().iterrows():
+            cell = self.histogram.setdefault((int(d), int(p)), [0.0, 0.0])
+            cell[0] += float(group["n"])
+            cell[1] += float(group["s"])
+
+
+def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: float) -> StepTotals:
+    """One `StepTotals` of the accountings of all cost models; `span_s`: first arrival to the end of the run."""
+    seconds: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for kernel, bounds in part.seconds.items():
+            mine = seconds.setdefault(kernel, {})
+            for bound, spent in bounds.items():
+                mine[bound] = mine.get(bound, 0.0) + spent
+    busy = sum(part.busy_s for part in parts)
+    series = parts[0].bins
+    for part in parts[1:]:
+        series = series.merged(part.bins)
+    cells: dict[tuple[int, int], list[float]] = {}
+    for part in parts:
+        for key, (n, s) in part.histogram.items():
+            cell = cells.setdefault(key, [0.0, 0.0])
+            cell[0] += n
+            cell[1] += s
+    rows = [(_bin_top(d), _bin_top(p), n, s) for (d, p), (n, s) in sorted(cells.items())]
+    return StepTotals(
+        seconds=seconds,
+        busy_s=busy,
+        idle_s=max(0.0, span_s * n_replicas - busy),
+        flops=sum(part.flops for part in parts),
+        hbm_bytes=sum(part.hbm_bytes for part in parts),
+        steps=sum(part.steps for part in parts),
+        series=series.frame(AVERAGED, end_s),
+        step_histogram=pd.DataFrame(rows, columns=["n_decode_bin", "prefill_bin", "steps", "seconds"]),
+    )
+
+
+def _bin_top(exponent: int) -> int:
+    """Upper end of a power-of-two bin (0: none)."""
+    return 0 if exponent < 0 else 2**exponent

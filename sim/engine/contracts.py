@@ -1,0 +1,147 @@
+"""Contracts between a replica and its plug-ins: what policies see (`View`), what they answer (`Plan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from .kv_cache import Segment
+    from .sequence import Sequence
+
+Reservation = Literal["paged", "prompt", "contiguous"]
+"""How KV blocks are taken at admission: those of the chunk; of the whole prompt; of prompt + max_output_tokens."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a policy wants of the next step.
+
+    chunks           (sequence, prompt tokens to compute now); a waiting sequence is thereby admitted
+    decode           whether the decoding sequences emit a token in this step
+    preempt          sequences to take off the replica first: their blocks are freed, their tokens recomputed later
+    ask_every_step   False: a pure-decode plan stays valid until something changes, so the engine may leap
+    deaf             an arrival cannot change this plan (say, the head of a FCFS queue is blocked)
+    """
+
+    chunks: list[tuple[Sequence, int]]
+    decode: bool = True
+    preempt: tuple[Sequence, ...] = ()
+    ask_every_step: bool = False
+    deaf: bool = False
+
+
+class View(Protocol):
+    """A replica as policies see it: live and read-only. Token counts are tokens, KV counts are blocks.
+
+    The true output length is not on it, unless the policy class says `oracle = True` (then `oracle_output_tokens`).
+    """
+
+    now_s: float
+    step: int
+    waiting: Iterable[Sequence]
+    n_waiting: int
+    running: Iterable[Sequence]
+    n_running: int
+    prefilling: Iterable[Sequence]
+    n_decoding: int
+    decode_steps: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int
+    long_prefill_token_threshold: int
+    total_blocks: int
+    free_blocks: int
+    decode_blocks: int
+    preemption: PreemptionPolicy
+
+    def newest_first(self) -> Iterable[Sequence]:
+        """Running sequences, last admitted first."""
+        ...
+
+    def cached_tokens(self, seq: Sequence) -> int:
+        """Prompt tokens of a waiting sequence that the prefix cache holds now."""
+        ...
+
+    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
+        """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
+        ...
+
+    def admission_blocks(self, seq: Sequence, tokens: int) -> int:
+        """Blocks taken from `free_blocks` by admitting with that many tokens in all reserved, cached ones included."""
+        ...
+
+    def held_blocks(self, seq: Sequence) -> int:
+        """Blocks that come back if this running sequence is preempted (shared ones do not)."""
+        ...
+
+    def decodes(self, seq: Sequence) -> bool:
+        """Whether this sequence emits a token in every step that decodes."""
+        ...
+
+    def opens_block(self, seq: Sequence) -> bool:
+        """Whether this sequence's next decode step takes a new block."""
+        ...
+
+
+class BatchPolicy(Protocol):
+    """Decides what a step computes. `plan` is pure; keyword-only parameters go to the constructor.
+
+    `reservation`: see `Reservation`. `pads`: request-level batching, finished rows are computed until all are done.
+    `whole_prompts`: never splits a prompt, so one beyond the token budget runs as a step's only chunk.
+    `oracle`: reads true output lengths; then its registered name must contain "oracle".
+    """
+
+    reservation: Reservation
+    pads: bool
+    whole_prompts: bool
+    oracle: bool
+
+    def plan(self, view: Any) -> Plan:
+        """The next step for this view; an empty plan (no chunks, nobody decodes) means: nothing fits."""
+        ...
+
+
+class PreemptionPolicy(Protocol):
+    """Chooses who gives way when KV blocks run out."""
+
+    def victim(self, view: Any, candidates: Iterable[Sequence], blocks_needed: int) -> Sequence | None:
+        """One of `candidates` (running sequences, last admitted first), or None if nobody should go."""
+        ...
+
+
+class EvictionPolicy(Protocol):
+    """Chooses which cached blocks lose their content. Each method O(log n) or better in the number of segments.
+
+    A segment becomes evictable with `on_release` and stops being so with `on_hit` (a hit pins it) or `on_evict`.
+    """
+
+    def on_insert(self, segment: Segment, now_s: float) -> None:
+        """A segment has been computed for the first time (and is held)."""
+        ...
+
+    def on_hit(self, segment: Segment, now_s: float) -> None:
+        """A sequence found the segment and holds it from now on (it may have been held already)."""
+        ...
+
+    def on_release(self, segment: Segment, now_s: float) -> None:
+        """Nobody holds the segment any more."""
+        ...
+
+    def victim(self) -> Segment:
+        """The evictable segment that loses its last blocks next; it stays evictable until `on_evict`."""
+        ...
+
+    def on_evict(self, segment: Segment) -> None:
+        """The segment has lost its last block: forget it."""
+        ...
+
+
+class RoutingPolicy(Protocol):
+    """Chooses a replica for each request as it arrives. `replicas[i]`: a `ReplicaView`."""
+
+    def choose(self, request: Sequence, replicas: list[Any]) -> int:
+        """Index into `replicas`."""
+        ...

@@ -1,0 +1,218 @@
+"""All sequences that emit a token in a step, held as aggregates: a decode step is a few additions."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from .sequence import DECODING, Sequence
+
+
+class WindowSum:
+    """Σ min(context, window) over a decode set; sequences beyond the window leave the growing group by a heap.
+
+    With `offset` = KV tokens - step counter (constant while a sequence decodes), the context of the next step is
+    offset + counter + 1, so the sum needs no update when the counter moves.
+    """
+
+    __slots__ = ("frozen", "growing", "heap", "offsets", "window")
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.offsets = 0
+        self.growing = 0
+        self.frozen = 0
+        self.heap: list[tuple[int, int, int, Sequence]] = []
+
+    def context_at(self, counter: int) -> int:
+        """Tokens that the next step's attention reads, the token being computed included."""
+        total = self.offsets + self.growing * (counter + 1)
+        return total + self.frozen * self.window if self.window is not None else total
+
+    def add(self, seq: Sequence, counter: int) -> None:
+        """Take in a sequence whose `decode_offset` is set."""
+        if self.window is not None and seq.decode_offset + counter + 1 >= self.window:
+            self.frozen += 1
+            return
+        self.growing += 1
+        self.offsets += seq.decode_offset
+        if self.window is not None:
+            saturates = self.window - 1 - seq.decode_offset
+            heappush(self.heap, (saturates, seq.index, seq.epoch, seq))
+
+    def remove(self, seq: Sequence, counter: int) -> None:
+        """Let a sequence go (before its epoch changes)."""
+        if self.window is not None and seq.decode_offset + counter + 1 >= self.window:
+            self.frozen -= 1
+        else:
+            self.growing -= 1
+            self.offsets -= seq.decode_offset
+
+    def settle(self, counter: int) -> None:
+        """Freeze the sequences whose context has reached the window at this counter."""
+        while self.heap and (self.heap[0][0] <= counter or self.heap[0][3].epoch != self.heap[0][2]):
+            _, _, epoch, seq = heappop(self.heap)
+            if seq.epoch == epoch:
+                self.growing -= 1
+                self.offsets -= seq.decode_offset
+                self.frozen += 1
+
+    def steps_to_bend(self, counter: int) -> int | None:
+        """Steps until the next sequence saturates, or None."""
+        while self.heap and self.heap[0][3].epoch != self.heap[0][2]:
+            heappop(self.heap)
+        return self.heap[0][0] - counter if self.heap else None
+
+
+class DecodeSet:
+    """Sequences of one cohort that decode together.
+
+    counter      decode steps that this set has taken
+    n            rows in the step, padding included
+    n_live       sequences that still emit (static batching keeps finished rows as padding)
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r
+    since        counter when the set was last empty
+    emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
+    """
+
+    __slots__ = (
+        "block_size", "borders", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "since", "sums",
+    )  # fmt: skip
+
+    def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
+        self.block_size = block_size
+        self.sums = [WindowSum(w) for w in windows]
+        self.counter = 0
+        self.since = 0
+        self.n = 0
+        self.n_live = 0
+        self.n_growing = 0
+        self.borders = [0] * block_size
+        self.heap: list[tuple[int, int, int, Sequence]] = []
+        self.emit_s = 0.0
+        self.late: list[tuple[float, int]] = []
+
+    # -- membership -------------------------------------------------------------------------------------------------
+
+    def join(self, seq: Sequence, kv_tokens: int, steps_left: int, *, grows: bool = True) -> None:
+        """Take in a sequence with `kv_tokens` in the cache that will finish after `steps_left` >= 1 decode steps.
+
+        `grows`: its KV takes new blocks as it decodes (False: reserved in advance).
+        """
+        seq.state = DECODING
+        counter = self.counter
+        seq.decode_offset = kv_tokens - counter
+        seq.finish_step = counter + steps_left
+        heappush(self.heap, (seq.finish_step, seq.index, seq.epoch, seq))
+        for total in self.sums:
+            total.add(seq, counter)
+        if grows:
+            self.borders[-seq.decode_offset % self.block_size] += 1
+            self.n_growing += 1
+        if self.n_live == 0:
+            self.emit_s = seq.last_token_s
+            self.late.clear()
+            self.since = counter if self.n == 0 else self.since
+        elif seq.last_token_s != self.emit_s:
+            self.late.append((seq.last_token_s, 1))
+        self.n += 1
+        self.n_live += 1
+
+    def leave(self, seq: Sequence, *, grows: bool = True, pad: bool = False) -> int:
+        """Let a sequence go and return its KV tokens; with `pad` its row keeps being computed (static batching)."""
+        kv_tokens = seq.decode_offset + self.counter
+        if seq.last_token_s != self.emit_s and self.late and kv_tokens == seq.computed_tokens:
+            self._forget_late(seq.last_token_s)
+        self.n_live -= 1
+        if pad:
+            return kv_tokens
+        for total in self.sums:
+            total.remove(seq, self.counter)
+        if grows:
+            self.borders[-seq.decode_offset % self.block_size] -= 1
+            self.n_growing -= 1
+        self.n -= 1
+        seq.epoch += 1
+        return kv_tokens
+
+    def _forget_late(self, when_s: float) -> None:
+        for i, (time_s, count) in enumerate(self.late):
+            if time_s == when_s:
+                self.late[i : i + 1] = [(time_s, count - 1)] if count > 1 else []
+                return
+
+    def clear(self) -> None:
+        """Drop the padding rows once nobody is left (end of a static batch)."""
+        self.sums = [WindowSum(total.window) for total in self.sums]
+        self.borders = [0] * self.block_size
+        self.heap.clear()
+        self.late.clear()
+        self.n = self.n_live = self.n_growing = 0
+
+    # -- what a step needs ------------------------------------------------------------------------------------------
+
+    def context_tokens(self) -> tuple[int, ...]:
+        """Context of the next step, per attention window."""
+        return tuple([total.context_at(self.counter) for total in self.sums])
+
+    def growth(self) -> tuple[int, ...]:
+        """By how much each context grows per step."""
+        return tuple([total.growing for total in self.sums])
+
+    def blocks_in(self, n_steps: int) -> int:
+        """New KV blocks that the next `n_steps` steps open."""
+        cycles, rest = divmod(n_steps, self.block_size)
+        at = self.counter % self.block_size
+        partial = self.borders[at : at + rest]
+        wrapped = self.borders[: max(0, at + rest - self.block_size)]
+        return cycles * self.n_growing + sum(partial) + sum(wrapped)
+
+    def steps_within(self, free_blocks: int, limit: int) -> int:
+        """The most steps (<= limit) whose new blocks fit into `free_blocks`."""
+        if (
+            self.n_growing * (limit // self.block_size + 1) <= free_blocks
+            or self.blocks_in(limit) <= free_blocks
+        ):
+            return limit
+        cycles = max(0, free_blocks // self.n_growing)
+        steps = cycles * self.block_size
+        if self.blocks_in(steps) > free_blocks:  # pragma: no cover - cycles * n_growing <= free_blocks
+            steps -= self.block_size
+        while self.blocks_in(steps + 1) <= free_blocks:
+            steps += 1
+        return steps
+
+    def steps_to_change(self) -> int:
+        """Steps until the first completion or the first context that reaches its window; the set is not empty."""
+        heap = self.heap
+        while heap[0][3].epoch != heap[0][2]:
+            heappop(heap)
+        steps = heap[0][0] - self.counter
+        for total in self.sums:
+            if total.window is not None:
+                bend = total.steps_to_bend(self.counter)
+                if bend is not None and bend < steps:
+                    steps = bend
+        return steps
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def advance(self, n_steps: int, end_s: float) -> None:
+        """Take `n_steps` steps, the last of which ends (and emits) at `end_s`."""
+        self.counter += n_steps
+        self.emit_s = end_s
+        for total in self.sums:
+            if total.window is not None:
+                total.settle(self.counter)
+
+    def finished(self) -> list[Sequence]:
+        """Sequences that have just emitted their last token; each must now `leave`."""
+        heap, out = self.heap, []
+        while heap and heap[0][0] <= self.counter:
+            _, _, epoch, seq = heappop(heap)
+            if seq.epoch == epoch:
+                out.append(seq)
+        return out
+
+    def generated(self, seq: Sequence, output_tokens: int) -> int:
+        """Tokens that a member has emitted, given how many it will emit in all."""
+        return output_tokens - (seq.finish_step - self.counter)

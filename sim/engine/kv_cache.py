@@ -1,0 +1,289 @@
+"""Paged KV of one replica: block counts, and an index of cached prefixes in segments.
+
+A *segment* is a run of engine blocks that live and die together: those of one trace block id, or the private rest of a
+sequence. Freed blocks stay as cached, evictable segments until
+their room is needed; eviction takes blocks from a segment's tail, as vLLM V1 frees tail-first, so what is left of a
+segment is always a prefix of it. All work is O(ids touched), never O(blocks).
+
+Trace blocks of any size map on engine blocks exactly as far as ids tell: trace block i stands for the engine blocks
+that *end* inside it, because its chained id vouches for the whole prefix up to there. If the engine's block is not a
+divisor or multiple of the trace's, an engine block that two prompts share but that ends inside a trace block they do
+not share is missed (the stated rule: never a false hit).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from stepline.traces.errors import ConfigError, InvariantError
+
+if TYPE_CHECKING:
+    from .contracts import EvictionPolicy
+    from .sequence import Sequence
+
+
+class Segment:
+    """A run of cached or held engine blocks.
+
+    key           the chained id that finds it (None: content that nothing can hit)
+    blocks        full blocks with content; of an unkeyed segment all its blocks
+    refs          sequences that hold it (0: evictable)
+    start_blocks  blocks of the prefix before it (what a recompute would have to attend to)
+    tenant, priority  of the sequence that computed it, for eviction policies that care
+    """
+
+    __slots__ = ("blocks", "key", "priority", "refs", "start_blocks", "tenant")
+
+    def __init__(self, key: int | None, blocks: int, start_blocks: int, owner: Sequence) -> None:
+        self.key = key
+        self.blocks = blocks
+        self.refs = 1
+        self.start_blocks = start_blocks
+        self.tenant = owner.tenant
+        self.priority = owner.priority
+
+    def __repr__(self) -> str:
+        return f"Segment(key={self.key}, blocks={self.blocks}, refs={self.refs})"
+
+
+class Match(NamedTuple):
+    """Prefix-cache hit of a waiting sequence: whole blocks, and how many evictable blocks pinning it would take.
+
+    `next_id`: the first trace id that is not wholly in `segments`.
+    """
+
+    blocks: int
+    pins: int
+    segments: tuple[Segment, ...]
+    next_id: int
+    version: int
+
+
+NO_MATCH = Match(0, 0, (), 0, -1)
+
+
+class KVCache:
+    """Blocks of one replica.
+
+    `blocks` as vLLM counts them: block 0 is the null block, so `blocks - 1` are usable. `eviction` None: no prefix
+    caching. Invariant: free + held + evictable = usable, each >= 0.
+    """
+
+    def __init__(self, blocks: int, block_size: int, eviction: EvictionPolicy | None = None) -> None:
+        if blocks < 2:
+            raise ConfigError(
+                f"--num-gpu-blocks-override: got {blocks}, expected >= 2 (block 0 is the null block)"
+            )
+        self.block_size = block_size
+        self.usable = blocks - 1
+        self.free = self.usable
+        self.evictable = 0
+        self.eviction = eviction
+        self.index: dict[int, Segment] = {}
+        self.version = 0
+        self.now_s = 0.0
+        self.private_keys = 0
+        self.evicted_blocks = 0
+        self.hit_tokens = 0
+        self.query_tokens = 0
+        self.peak_held = 0
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken now: empty ones and evictable ones."""
+        return self.free + self.evictable
+
+    @property
+    def held(self) -> int:
+        """Blocks that sequences hold."""
+        return self.usable - self.free - self.evictable
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold `tokens`."""
+        return -(-tokens // self.block_size)
+
+    def match(self, seq: Sequence) -> Match:
+        """The longest cached prefix of a waiting sequence, in whole blocks, at least one token left to compute."""
+        if seq.hash_ids is None or self.eviction is None:
+            return NO_MATCH
+        found = seq.match
+        if found is None or found.version != self.version:
+            found = seq.match = self._match(seq, seq.hash_ids)
+        return found
+
+    def _match(self, seq: Sequence, ids: tuple[int, ...]) -> Match:
+        cap = (seq.prompt_tokens - 1) // self.block_size
+        index, ends = self.index, seq.hash_ends
+        segments: list[Segment] = []
+        hit = pins = next_id = 0
+        for next_id, (key, end) in enumerate(zip(ids, ends, strict=True)):  # noqa: B007 - where it stopped matters
+            if hit == end:
+                continue
+            if hit >= cap or (segment := index.get(key)) is None:
+                break
+            segments.append(segment)
+            if segment.refs == 0:
+                pins += segment.blocks
+            if hit + segment.blocks < end:
+                hit += segment.blocks
+                break
+            hit = end
+        else:
+            next_id = len(ids)
+        return Match(min(hit, cap), pins, tuple(segments), next_id, self.version)
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def take(self, blocks: int) -> None:
+        """Take blocks, evicting cached ones as needed; the caller has checked `available`."""
+        self.free -= blocks
+        if self.free < 0:
+            self._evict(-self.free)
+            self.free = 0
+        held = self.usable - self.free - self.evictable
+        if held > self.peak_held:
+            self.peak_held = held
+
+    def _evict(self, blocks: int) -> None:
+        eviction = self.eviction
+        if eviction is None or blocks > self.evictable:
+            raise InvariantError(f"evict {blocks} blocks: only {self.evictable} can be")
+        self.version += 1
+        self.evicted_blocks += blocks
+        self.evictable -= blocks
+        while blocks > 0:
+            segment = eviction.victim()
+            gone = min(blocks, segment.blocks)
+            segment.blocks -= gone
+            blocks -= gone
+            if segment.blocks == 0:
+                eviction.on_evict(segment)
+                if segment.key is not None:
+                    del self.index[segment.key]
+
+    def admit(self, seq: Sequence) -> int:
+        """Pin the cached prefix of a waiting sequence and return its tokens (0: nothing cached)."""
+        if self.eviction is None:
+            return 0
+        self.query_tokens += seq.prompt_tokens
+        found = self.match(seq)
+        seq.next_id = seq.path_blocks = 0
+        seq.own_segment = None
+        seq.held_segments = []
+        if not found.blocks:
+            return 0
+        for segment in found.segments:
+            self.eviction.on_hit(segment, self.now_s)
+            if segment.refs == 0:
+                self.evictable -= segment.blocks
+            segment.refs += 1
+        seq.held_segments = list(found.segments)
+        seq.next_id, seq.path_blocks = found.next_id, found.blocks
+        last = found.segments[-1]
+        if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:  # type: ignore[index]  # a match has ids
+            seq.own_segment = last  # partly evicted and held by nobody else: this sequence completes it
+        self.version += 1
+        tokens = found.blocks * self.block_size
+        self.hit_tokens += tokens
+        return tokens
+
+    def commit(self, seq: Sequence, computed_tokens: int) -> None:
+        """Make the whole blocks of the first `computed_tokens` findable under the sequence's ids.
+
+        vLLM V1 does so when a chunk is scheduled: a prompt admitted later in the same step can hit them.
+        """
+        if self.eviction is None or seq.hash_ids is None or seq.next_id >= len(seq.hash_ids):
+            return
+        full = computed_tokens // self.block_size
+        ids, ends = seq.hash_ids, seq.hash_ends
+        i = seq.next_id
+        while i < len(ids):
+            start = ends[i - 1] if i else 0
+            if start >= full and ends[i] > start:
+                break
+            self._fill(seq, ids[i], start, min(full, ends[i]))
+            if full < ends[i]:
+                break
+            seq.own_segment = None
+            i += 1
+        seq.next_id = i
+
+    def _fill(self, seq: Sequence, key: int, start: int, end: int) -> None:
+        """Blocks start..end of the prompt are computed and belong to `key`."""
+        segment = seq.own_segment
+        if segment is None:
+            if end <= start or key in self.index or seq.path_blocks > start:
+                return  # nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
+            segment = seq.own_segment = self.index[key] = Segment(key, 0, start, seq)
+            seq.held_segments.append(segment)
+            self._inserted(segment)
+        grown = end - start - segment.blocks
+        if grown > 0:
+            segment.blocks += grown
+            seq.path_blocks += grown
+            self.version += 1
+
+    def _inserted(self, segment: Segment) -> None:
+        if self.eviction is not None:
+            self.eviction.on_insert(segment, self.now_s)
+
+    def release(self, seq: Sequence, kv_tokens: int, *, keep: bool = False) -> None:
+        """Give back what a sequence holds, tail first; with `keep` (preempted) it can find its own tokens again."""
+        total = -(-kv_tokens // self.block_size)
+        if seq.reserved_blocks:
+            self.free += seq.reserved_blocks - total
+            seq.reserved_blocks = 0
+        eviction = self.eviction
+        if eviction is None:
+            self.free += total
+            return
+        if keep:
+            self._key_private(seq, kv_tokens // self.block_size)
+        rest = total - seq.path_blocks
+        if rest > 0:
+            segment = Segment(None, rest, seq.path_blocks, seq)
+            self._inserted(segment)
+            self._unpin(segment, eviction)
+        for segment in reversed(seq.held_segments):
+            self._unpin(segment, eviction)
+        seq.held_segments = []
+        seq.own_segment = None
+        self.version += 1
+
+    def _unpin(self, segment: Segment, eviction: EvictionPolicy) -> None:
+        segment.refs -= 1
+        if segment.refs == 0:
+            self.evictable += segment.blocks
+            eviction.on_release(segment, self.now_s)
+
+    def _key_private(self, seq: Sequence, full_blocks: int) -> None:
+        """Give the whole blocks after the sequence's ids an id of its own, if nothing before them is a duplicate."""
+        covered = seq.hash_ends[-1] if seq.hash_ends else 0
+        if seq.path_blocks != covered or full_blocks <= covered:
+            return
+        self.private_keys -= 1
+        segment = self.index[self.private_keys] = Segment(
+            self.private_keys, full_blocks - covered, covered, seq
+        )
+        self._inserted(segment)
+        seq.held_segments.append(segment)
+        seq.path_blocks = full_blocks
+        seq.hash_ids = (*(seq.hash_ids or ()), self.private_keys)
+        seq.hash_ends = (*seq.hash_ends, full_blocks)
+
+    def check(self) -> None:
+        """Raise InvariantError unless the three counts are sane."""
+        if self.free < 0 or self.evictable < 0 or self.held < 0:
+            raise InvariantError(f"kv: free {self.free}, evictable {self.evictable}, held {self.held}")
+
+
+def block_ends(n_ids: int, trace_block: int, block_size: int, input_tokens: int) -> tuple[int, ...]:
+    """For each trace block id: whole engine blocks that end at or before its end.
+
+    >>> block_ends(3, 512, 16, 1100)
+    (32, 64, 68)
+    """
+    last = input_tokens // block_size
+    return tuple([min((i + 1) * trace_block // block_size, last) for i in range(n_ids)])

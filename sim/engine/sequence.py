@@ -1,0 +1,107 @@
+"""A request's life on a replica."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .kv_cache import Match, Segment
+
+WAITING, PREFILLING, DECODING, DONE = range(4)
+"""States of a `Sequence`; policies compare, only the replica assigns."""
+
+
+class Sequence:
+    """One request on one replica, as policies see it. Only the replica writes to it.
+
+    The true output length is not here: it is an oracle that the replica keeps to itself. While a sequence decodes, its
+    progress lives in the `DecodeSet`'s aggregates, so `computed_tokens` and `generated_tokens` are those at joining.
+
+    index              row of the trace (also the tie-breaker wherever order matters)
+    arrival_s          when it reached the replica
+    input_tokens       prompt length
+    max_output_tokens  what the client allows (absent in the trace: max_model_len - input)
+    prompt_tokens      tokens to compute before the next token can be emitted: the input, plus what had been
+                       generated when it was last preempted
+    computed_tokens    of those, computed (or found in the prefix cache)
+    generated_tokens   emitted so far
+    """
+
+    __slots__ = (
+        "aborted",
+        "arrival_s",
+        "cached_tokens",
+        "computed_tokens",
+        "deadline_s",
+        "decode_offset",
+        "epoch",
+        "finish_step",
+        "first_token_s",
+        "generated_tokens",
+        "hash_ends",
+        "hash_ids",
+        "held_segments",
+        "index",
+        "input_tokens",
+        "last_token_s",
+        "match",
+        "max_output_tokens",
+        "next_id",
+        "own_segment",
+        "path_blocks",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "reserved_blocks",
+        "scheduled_s",
+        "sent_s",
+        "session_id",
+        "slo_class",
+        "state",
+        "tenant",
+    )  # fmt: skip
+
+    def __init__(
+        self, index: int, sent_s: float, arrival_s: float, input_tokens: int, max_output_tokens: int
+    ) -> None:
+        self.index = index
+        self.sent_s = sent_s
+        self.arrival_s = arrival_s
+        self.input_tokens = input_tokens
+        self.max_output_tokens = max_output_tokens
+        self.prompt_tokens = input_tokens
+        self.computed_tokens = 0
+        self.generated_tokens = 0
+        self.state = WAITING
+        self.preemptions = 0
+        self.cached_tokens = 0
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.last_token_s = 0.0
+        self.deadline_s: float | None = None
+        self.aborted = False
+        self.priority = 0
+        self.tenant: str | None = None
+        self.session_id: str | None = None
+        self.slo_class: str | None = None
+        # Decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries.
+        self.decode_offset = 0
+        self.finish_step = 0
+        self.epoch = 0
+        # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it.
+        self.hash_ids: tuple[int, ...] | None = None
+        self.hash_ends: tuple[int, ...] = ()
+        self.held_segments: list[Segment] = []
+        self.own_segment: Segment | None = None
+        self.path_blocks = 0
+        self.reserved_blocks = 0
+        self.next_id = 0
+        self.match: Match | None = None
+
+    @property
+    def uncomputed_tokens(self) -> int:
+        """Prompt tokens (recomputed ones included) still to be computed."""
+        return self.prompt_tokens - self.computed_tokens
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.index}, {self.input_tokens} in, {self.generated_tokens} out)"

@@ -1,0 +1,128 @@
+"""The live, read-only view of a replica that policies are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .sequence import DECODING
+
+if TYPE_CHECKING:
+    from .contracts import PreemptionPolicy
+    from .replica import Replica
+    from .sequence import Sequence
+
+
+class ReplicaView:
+    """See `contracts.View` for the meaning of each name; routers see it too."""
+
+    __slots__ = (
+        "_replica", "block_size", "long_prefill_token_threshold", "max_model_len", "max_num_batched_tokens",
+        "max_num_seqs", "preemption", "total_blocks",
+    )  # fmt: skip
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        limits = replica.limits
+        self.max_num_seqs = limits.max_num_seqs
+        self.max_num_batched_tokens = limits.max_num_batched_tokens
+        self.max_model_len = limits.max_model_len
+        self.long_prefill_token_threshold = limits.long_prefill_token_threshold
+        self.block_size = replica.kv.block_size
+        self.total_blocks = replica.kv.usable
+        self.preemption: PreemptionPolicy = replica.preemption
+
+    @property
+    def now_s(self) -> float:
+        """Simulated time of the plan."""
+        return self._replica.env.now  # type: ignore[no-any-return]  # simpy is untyped
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self._replica.steps
+
+    @property
+    def waiting(self) -> Iterable[Sequence]:
+        """Sequences not yet admitted, in queue order."""
+        return self._replica.waiting
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait (those that just arrived and are not yet visible to the planner excluded)."""
+        return len(self._replica.waiting)
+
+    @property
+    def n_outstanding(self) -> int:
+        """Requests sent here and not yet finished: waiting, running, and just arrived."""
+        replica = self._replica
+        return len(replica.waiting) + len(replica.running) + len(replica.inbox)
+
+    @property
+    def running(self) -> Iterable[Sequence]:
+        """Admitted sequences in order of admission."""
+        return self._replica.running
+
+    @property
+    def n_running(self) -> int:
+        """Seats taken (with an async pipeline, those of sequences that have just finished too)."""
+        return len(self._replica.running) + len(self._replica.leaving)
+
+    @property
+    def prefilling(self) -> Iterable[Sequence]:
+        """Running sequences whose prompt is not finished, in order of admission."""
+        return self._replica.prefilling
+
+    @property
+    def n_decoding(self) -> int:
+        """Rows of the decode set."""
+        return self._replica.decode.n
+
+    @property
+    def decode_steps(self) -> int:
+        """Decode steps taken since the decode set was last empty."""
+        decode = self._replica.decode
+        return decode.counter - decode.since if decode.n else 0
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that can be taken now, evictable cached ones included."""
+        return self._replica.kv.available
+
+    @property
+    def decode_blocks(self) -> int:
+        """New blocks that the next decode step takes."""
+        decode = self._replica.decode
+        return decode.borders[decode.counter % decode.block_size]
+
+    def newest_first(self) -> Iterable[Sequence]:
+        """Running sequences, last admitted first."""
+        return reversed(self._replica.running)
+
+    def cached_tokens(self, seq: Sequence) -> int:
+        """Prompt tokens of a waiting sequence that the prefix cache holds now."""
+        kv = self._replica.kv
+        return kv.match(seq).blocks * kv.block_size
+
+    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
+        """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
+        return self._replica.blocks_needed(seq, tokens)
+
+    def admission_blocks(self, seq: Sequence, tokens: int) -> int:
+        """Blocks taken by admitting a waiting sequence with room for `tokens` in all."""
+        kv = self._replica.kv
+        match = kv.match(seq)
+        return kv.blocks_for(tokens) - match.blocks + match.pins
+
+    def held_blocks(self, seq: Sequence) -> int:
+        """Blocks that come back if this running sequence is preempted."""
+        return self._replica.held_blocks(seq)
+
+    def decodes(self, seq: Sequence) -> bool:
+        """Whether this sequence emits a token in every step that decodes."""
+        return seq.state == DECODING
+
+    def opens_block(self, seq: Sequence) -> bool:
+        """Whether this decoding sequence's next step takes a new block."""
+        decode = self._replica.decode
+        return (seq.decode_offset + decode.counter) % decode.block_size == 0
