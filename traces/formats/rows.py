@@ -1,0 +1,172 @@
+"""From rows as dicts to checked columns: the one place that knows what every field of a request must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TraceError, nearest
+from ..trace import Ragged, Trace
+from .base import Chunk, Context
+from .fields import (
+    Where,
+    bad,
+    id_lists,
+    integers,
+    observations,
+    optional_integers,
+    optional_times,
+    texts,
+    times,
+)
+
+FIELDS = (
+    "timestamp", "input_length", "output_length", "hash_ids", "block_size", "session_id", "delay",
+    "output_hash_ids", "request_id", "turn", "parent_id", "max_output_length", "priority", "tenant", "model",
+    "adapter", "slo_class", "observed",
+)  # fmt: skip
+"""The native names of every field that has a meaning; all others are unknown keys."""
+
+_TEXTS = ("request_id", "session_id", "parent_id", "tenant", "model", "adapter", "slo_class")
+_REQUIRED = ("input_length", "output_length")
+
+
+def chunk_of(
+    rows: Sequence[dict[str, Any]],
+    lines: Sequence[int] | NDArray[np.int64],
+    context: Context,
+    *,
+    names: Mapping[str, str] | None = None,
+    unit_s: float = 1e-3,
+    where: Where | None = None,
+    low_s: float = 0.0,
+) -> Chunk:
+    """Check `rows` and turn them into columns.
+
+    `names` maps a native field to its key in the rows where that differs; a field mapped to "" does not exist in
+    this format. Times are in units of `unit_s` seconds. `where` gives `file:line` of row i where that is more than
+    the line number. `low_s` is the earliest time in seconds (wall clocks may run behind their first row).
+
+    Raises: TraceError naming file, line, field, the value and what was expected.
+    """
+    keys = {name: name for name in FIELDS} | dict(names or {})
+    place = where or (lambda i: f"{context.name}:{lines[i]}")
+    present = set().union(*rows)
+    take = _Taker(rows, present, keys, place)
+    tokens = [integers(take.required(name), keys[name], place) for name in _REQUIRED]
+    columns = _columns(take, context, unit_s)
+    arrival_s = _arrivals(take, columns, context, unit_s, low_s)
+    sizes = take.optional("block_size")
+    trace = Trace(
+        arrival_s,
+        tokens[0],
+        tokens[1],
+        hash_ids=_ids(take, "hash_ids"),
+        output_hash_ids=_ids(take, "output_hash_ids"),
+        block_size=None if sizes is None else _sizes(sizes, keys["block_size"], place),
+        columns=columns,
+        source=context.name,
+    )
+    known = set(keys.values())
+    extra = None
+    if context.options.keep_extra and not present <= known:
+        extra = [{k: v for k, v in row.items() if k not in known} for row in rows]
+    return Chunk(trace, np.asarray(lines, dtype=np.int64), extra)
+
+
+class _Taker:
+    """Columns of a list of dicts, by native name."""
+
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], present: set[str], keys: Mapping[str, str], where: Where
+    ) -> None:
+        self.rows, self.present, self.keys, self.where = rows, present, keys, where
+
+    def required(self, name: str) -> list[Any]:
+        key = self.keys[name]
+        try:
+            return [row[key] for row in self.rows]
+        except KeyError:
+            i = next(i for i, row in enumerate(self.rows) if key not in row)
+            raise TraceError(missing(self.where(i), key, self.rows[i], self.keys.values())) from None
+
+    def optional(self, name: str) -> list[Any] | None:
+        """The column, None for rows without it; None where no row has it."""
+        key = self.keys[name]
+        if key not in self.present:
+            return None
+        values = [row.get(key) for row in self.rows]
+        return values if any(v is not None for v in values) else None
+
+
+def missing(where: str, key: str, row: Mapping[str, Any], known: Any) -> str:
+    """The message for a row without `key`, with an unknown key that was perhaps meant."""
+    strangers = set(row) - set(known)
+    hint = nearest(key, strangers) if strangers else ""
+    hint = hint.partition(" (known")[0] if "did you mean" in hint else ""
+    return f"{where}: {key}: got nothing, expected an integer >= 1{hint.replace('did you mean', 'is it')}"
+
+
+def _ids(take: _Taker, name: str) -> Ragged | None:
+    values = take.optional(name)
+    return None if values is None else id_lists(values, take.keys[name], take.where)
+
+
+def _sizes(values: list[Any], name: str, where: Where) -> NDArray[np.int64]:
+    return np.array([v or 0 for v in optional_integers(values, name, where, 1)], dtype=np.int64)
+
+
+def _columns(take: _Taker, context: Context, unit_s: float) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    if len(take.present) <= 3 and take.present <= {take.keys[n] for n in ("timestamp", *_REQUIRED)}:
+        return columns
+    for name in _TEXTS:
+        if (values := take.optional(name)) is not None:
+            shared = {} if name == "request_id" else context.strings
+            columns[name] = texts(values, take.keys[name], take.where, shared)
+    for name, field, low in (("turn", "turn", 0), ("max_output_length", "max_output_tokens", 1)):
+        if (values := take.optional(name)) is not None:
+            columns[field] = optional_integers(values, take.keys[name], take.where, low)
+    if (values := take.optional("priority")) is not None:
+        columns["priority"] = optional_integers(values, take.keys["priority"], take.where, -(2**31))
+    if (values := take.optional("delay")) is not None:
+        columns["delay_s"] = optional_times(values, take.keys["delay"], take.where, unit_s)
+    if (values := take.optional("observed")) is not None:
+        columns["observed"] = observations(values, take.keys["observed"], take.where)
+    return columns
+
+
+def _arrivals(
+    take: _Taker, columns: dict[str, Any], context: Context, unit_s: float, low_s: float
+) -> NDArray[np.float64]:
+    """Seconds of arrival. A turn with only `delay` is placed that long after the previous turn's arrival.
+
+    That is the earliest it can come: the service time of the previous turn is not in the trace, so such traces are
+    marked as made for closed-loop replay (`meta["closed_loop_rows"]`).
+    """
+    name = take.keys["timestamp"]
+    stamps = [row.get(name) for row in take.rows]
+    sessions = columns.get("session_id")
+    if None not in stamps:
+        arrival_s = times(stamps, name, take.where, unit_s, low_s)
+        if sessions is not None:
+            context.session_clock.update(zip(sessions, arrival_s.tolist(), strict=True))
+        return arrival_s
+    given = [i for i, stamp in enumerate(stamps) if stamp is not None]
+    known = times([stamps[i] for i in given], name, lambda k: take.where(given[k]), unit_s, low_s)
+    out = np.full(len(stamps), np.nan)
+    out[given] = known
+    delays, clock = columns.get("delay_s"), context.session_clock
+    for i, at in enumerate(out.tolist()):
+        session = sessions[i] if sessions is not None else None
+        if at != at:
+            if session is None or delays is None or delays[i] is None:
+                bad(take.where(i), name, None, "a number >= 0, or session_id and delay")
+            at = out[i] = clock.get(session, 0.0) + delays[i]
+        if session is not None:
+            clock[session] = at
+    context.meta["closed_loop_rows"] = context.meta.get("closed_loop_rows", 0) + len(stamps) - len(given)
+    return out
