@@ -1,0 +1,1 @@
+"""What a run says: metrics, summaries, verdicts, tables, files."""

@@ -1,0 +1,35 @@
+"""The help of the bare command, short enough for one screen."""
+
+from __future__ import annotations
+
+from .main import verbs
+
+_TEXT = """\
+usage: simulate --trace FILE [--policy NAME ...] [options]     one run, or a comparison of several
+       simulate VERB ...                                       {verbs}
+
+Replay a trace of requests on a simulated LLM server and see throughput, tail latency and what bounds them.
+
+examples:
+  simulate --trace chat.jsonl --policy chunked
+  simulate --trace chat.jsonl --policy static,continuous,chunked          compared on the same arrivals
+  simulate --trace chat.jsonl --model llama-3.1-70b --gpu h200 --tp 2,4 --slo 'ttft_p99<0.5,tpot_p99<50ms'
+  simulate --trace chat.jsonl --policy my_policy.py:MyPolicy:budget=512 --json | jq .ttft_s.p99
+
+load       --trace FILE  --trace-format NAME  --replay open|closed  --rate-scale X  --rate-scale-mode sessions|compress
+           --max-concurrency N  --client-timeout S  --slo LIMITS|mlperf:NAME  --seed N
+hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N  --replicas N  --dtype FORMAT
+           --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE
+scheduling --policy NAME|module:Class[:key=value,...]  --engine NAME  --routing NAME  --preemption NAME
+           --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
+KV cache   --kv-eviction NAME  --[no-]enable-prefix-caching  --block-size N
+           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
+results    --out DIR  --no-save  --record-steps  --json  --quiet  --vllm-bench-json FILE
+
+A hardware, scheduling or KV cache option takes several values: repeat it, or use commas.
+--help-all explains every option and its default."""
+
+
+def short_help() -> str:
+    """What `simulate --help` prints."""
+    return _TEXT.format(verbs=" | ".join(verbs()))

@@ -1,0 +1,174 @@
+"""Flags that several verbs share, and the runs they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stepline.traces.errors import ConfigError
+
+from .parser import Parser, integer, listing, number
+
+if TYPE_CHECKING:
+    from stepline.sim.study.config import RunConfig
+
+MAX_RUNS = 64
+"""More runs than this in one call are refused: they are a sweep."""
+
+_Convert = Callable[[str], Any]
+
+_MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
+    ("model", str, "NAME|config.json", "model: built-in name or a Hugging Face config.json (llama-3.1-8b)"),
+    ("gpu", str, "NAME|FILE", "GPU: built-in name or a TOML/JSON spec (h100-sxm)"),
+    ("tensor-parallel-size", integer, "N", "GPUs that share one replica, also --tp (1)"),
+    ("replicas", integer, "N", "replicas behind the router (1)"),
+    ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
+    ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    ("cost-model", str, "NAME|module:Class", "what prices a step (roofline)"),
+    ("calibration", str, "NAME|FILE", "kernel constants (the GPU's own)"),
+)
+_SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
+    ("policy", str, "NAME|module:Class", "batching policy (chunked); several are compared"),
+    ("kv-eviction", str, "NAME|module:Class", "which cached blocks go first (lru)"),
+    ("preemption", str, "NAME|module:Class", "who gives way when blocks run out (last-in)"),
+    ("routing", str, "NAME|module:Class", "which replica a request goes to (round-robin)"),
+    ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
+    ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
+    ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),
+    ("max-model-len", integer, "N", "longest prompt + output (the model's own)"),
+    ("long-prefill-token-threshold", integer, "N", "longest chunk of one prompt, 0: no limit (0)"),
+)
+_MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
+    ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
+    ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
+    ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+)
+
+_PLUGINS = ("policy", "kv_eviction", "preemption", "routing", "cost_model")
+
+
+def add_trace_options(parser: Parser) -> None:
+    """What is replayed, and how."""
+    group = parser.add_argument_group("load")
+    group.add_argument("--trace", metavar="FILE", help="requests to replay (formats: simulate trace --help)")
+    group.add_argument("--trace-format", metavar="NAME", help="format of the trace (detected)")
+    group.add_argument("--replay", choices=("open", "closed"), default="open",
+                       help="open: at the trace's times; closed: turns follow each other after their delay (open)")  # fmt: skip
+    group.add_argument("--rate-scale", type=number, default=1.0, metavar="X",
+                       help="times the arrival rate (1)")  # fmt: skip
+    group.add_argument("--rate-scale-mode", choices=("sessions", "compress"), default="sessions",
+                       help="thin or clone whole sessions, or squeeze time (sessions)")  # fmt: skip
+    group.add_argument(
+        "--max-concurrency", type=integer, metavar="N", help="most requests in flight (no limit)"
+    )
+    group.add_argument(
+        "--client-timeout", type=number, metavar="S", help="clients give up after S seconds (never)"
+    )
+    group.add_argument("--slo", metavar="LIMITS", help="objectives: 'ttft_p99<0.5,tpot_p99<50ms,attainment>0.99' "
+                       "or mlperf:MODEL-SCENARIO; adds goodput")  # fmt: skip
+    group.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of everything random (0)")
+
+
+def add_run_options(parser: Parser) -> None:
+    """The replica: model, GPU, scheduling, memory. Each takes several values (repeat it, or commas)."""
+    for title, rows in (("hardware and model", _MODEL), ("scheduling", _SCHEDULING), ("KV cache", _MEMORY)):
+        group = parser.add_argument_group(title)
+        for name, _, metavar, text in rows:
+            names = [f"--{name}", "--tp"] if name == "tensor-parallel-size" else [f"--{name}"]
+            group.add_argument(
+                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text
+            )
+        if title == "KV cache":
+            group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None,
+                               help="reuse blocks of equal prefixes (engine's: on)")  # fmt: skip
+    parser.add_argument_group("price").add_argument(
+        "--usd-per-gpu-hour", type=number, metavar="USD", help="price of a GPU hour (the GPU table's)"
+    )
+
+
+def run_configs(args: argparse.Namespace) -> dict[str, RunConfig]:
+    """The runs that the flags ask for: every combination of the flags given several values, by label.
+
+    A label says what differs between the runs, e.g. `chunked` or `chunked,tp=2`.
+
+    Raises:
+        ConfigError: a value that its flag does not take, or more than `MAX_RUNS` combinations.
+    """
+    from stepline.sim.study.config import RunConfig
+
+    choices = _choices(args)
+    _check_count(choices)
+    shared = _shared(args)
+    configs = {}
+    for picked in itertools.product(*choices.values()):
+        settings = dict(zip(choices, picked, strict=True))
+        label = _label({k: v for k, v in settings.items() if len(choices[k]) > 1})
+        configs[label or str(settings.get("policy", RunConfig().policy))] = RunConfig(**shared, **settings)
+    return configs
+
+
+def _choices(args: argparse.Namespace) -> dict[str, list[Any]]:
+    """Values by setting, for the flags that were given; repeated values count once."""
+    choices: dict[str, list[Any]] = {}
+    for name, convert, *_ in (*_SCHEDULING, *_MODEL, *_MEMORY):
+        key = name.replace("-", "_")
+        texts = getattr(args, key)
+        if texts is not None:
+            choices[key] = list(dict.fromkeys(_values(name, key, texts, convert)))
+    return choices
+
+
+def _values(name: str, key: str, texts: Sequence[str], convert: _Convert) -> list[Any]:
+    if key in _PLUGINS:
+        from stepline.sim.engine.plugins import split_plugins
+
+        items = [item for text in texts for item in split_plugins(text)]
+    else:
+        items = listing(texts)
+    if not items:
+        raise ConfigError(f"--{name}: got {','.join(texts)!r}, expected a value")
+    try:
+        return [convert(item) for item in items]
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--{name}: {error}") from None
+
+
+def _check_count(choices: dict[str, list[Any]]) -> None:
+    count = 1
+    for values in choices.values():
+        count *= len(values)
+    if count > MAX_RUNS:
+        several = ", ".join(f"--{k.replace('_', '-')} ({len(v)})" for k, v in choices.items() if len(v) > 1)
+        raise ConfigError(f"{several}: {count} runs, expected at most {MAX_RUNS} in one call")
+
+
+def _shared(args: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "replay",
+        "rate_scale",
+        "client_timeout",
+        "slo",
+        "seed",
+        "enable_prefix_caching",
+        "usd_per_gpu_hour",
+    )
+    shared = {name: getattr(args, name) for name in names}
+    return {**shared, "record_steps": getattr(args, "record_steps", False)}
+
+
+_SINGLE = (
+    "replay", "rate_scale", "rate_scale_mode", "max_concurrency", "client_timeout", "slo", "seed",
+    "enable_prefix_caching", "usd_per_gpu_hour",
+)  # fmt: skip
+"""Flags with one value for all runs of a call."""
+
+_SHORT = {"tensor_parallel_size": "tp"}
+
+
+def _label(differing: dict[str, Any]) -> str:
+    """The policy goes by its bare name, everything else as key=value."""
+    parts = [str(differing["policy"])] if "policy" in differing else []
+    parts += [f"{_SHORT.get(k, k.replace('_', '-'))}={v}" for k, v in differing.items() if k != "policy"]
+    return ",".join(parts)

@@ -1,0 +1,123 @@
+"""What a run leaves: directories, and tables on the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepline.sim.report.run_dir import MANIFEST, atomic_dir, json_bytes, versions, write_json, write_run
+
+if TYPE_CHECKING:
+    from stepline.sim.engine.result import RunResult
+
+RUNS = Path("results/runs")
+
+
+def save(
+    content: Any, results: Mapping[str, RunResult], out: Path | None, trace: str, command: Sequence[str]
+) -> Path:
+    """Write the run, or a comparison with one directory a run; returns the directory.
+
+    `content`: the summary of one run or the `Comparison` of several. Without `out` the name is made of the trace, the
+    policies and a digest of the configurations, so that the same call writes the same place.
+    """
+    target = out or RUNS / default_name(results, trace)
+    words = " ".join(command)
+    with atomic_dir(target) as work:
+        if isinstance(content, dict):
+            write_run(next(iter(results.values())), work, command=words, figures=content)
+        else:
+            _write_comparison(content, work, words)
+    return target
+
+
+def default_name(results: Mapping[str, RunResult], trace: str) -> str:
+    """`<trace>-<policies>-<digest>`; the digest is of the resolved configurations and the trace's content."""
+    stem = Path(trace).name.split(".", 1)[0]
+    digest = hashlib.sha256(json_bytes([dict(r.config) for r in results.values()])).hexdigest()[:8]
+    labels = list(results)
+    shown = "-".join(labels) if len(labels) <= 3 else f"{len(labels)}-runs"
+    return f"{file_name(stem)}-{file_name(shown)[:60]}-{digest}"
+
+
+def file_name(label: str) -> str:
+    """A label as a file name: everything but letters, digits, `._=-` becomes `_`.
+
+    >>> file_name("my_policy.py:Mine:budget=512,tp=2")
+    'my_policy.py_Mine_budget=512_tp=2'
+    """
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", label).lstrip(".") or "run"
+
+
+def _write_comparison(comparison: Any, work: Path, command: str) -> None:
+    from stepline.sim.report.comparison_html import comparison_html
+
+    folders = {}
+    for label, result in comparison.results.items():
+        folders[label] = _fresh(file_name(label), folders.values())
+        folder = work / folders[label]
+        folder.mkdir()
+        write_run(result, folder, command=command, figures=comparison.summaries[label])
+    comparison.frame().to_csv(work / "comparison.csv", index=False)
+    (work / "comparison.html").write_text(comparison_html(comparison), encoding="utf-8")
+    write_json(work / MANIFEST, _comparison_manifest(comparison, folders, command))
+
+
+def _fresh(name: str, taken: Any) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _comparison_manifest(comparison: Any, folders: Mapping[str, str], command: str) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "kind": "comparison",
+        "command": command,
+        "baseline": comparison.baseline,
+        "method": comparison.method,
+        "runs": dict(folders),
+        "versions": versions(),
+    }
+
+
+def write_vllm_bench(result: RunResult, path: Path) -> None:
+    """Write `--vllm-bench-json`, whole or not at all."""
+    from stepline.sim.report.vllm_bench import vllm_bench
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(json_bytes(vllm_bench(result)))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def print_view(content: Any, results: Mapping[str, RunResult], directory: Path | None) -> None:
+    """Print the tables of a run or comparison on stdout."""
+    from rich.console import Console
+    from stepline.sim.report.terminal import comparison_view, run_view
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    title = title_of(results)
+    console.print(run_view(content, title) if isinstance(content, dict) else comparison_view(content, title))
+    if directory is not None:
+        console.print(f"results   {directory}", style="dim", soft_wrap=True)
+
+
+def title_of(results: Mapping[str, RunResult]) -> str:
+    """Trace, policies, model and hardware, where they are the same in all runs."""
+    configs = [r.config for r in results.values()]
+
+    def same(key: str) -> str:
+        values = dict.fromkeys(str(c[key]) for c in configs)
+        return next(iter(values)) if len(values) == 1 else " / ".join(values)
+
+    trace = Path(str(configs[0]["trace"]["source"])).name
+    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {same('replicas')} replica(s)"
+    return f"{trace} · {' / '.join(results)} · {same('model')} on {hardware}, {same('engine')}"

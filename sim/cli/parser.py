@@ -1,0 +1,70 @@
+"""An argument parser whose errors are one line, with the nearest flag, and cost no usage text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from stepline.traces.errors import ConfigError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that raises `ConfigError`, knows no abbreviations and suggests flags."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError` in place of printing usage and exiting."""
+        raise ConfigError(message.removeprefix("argument "))
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or name the first unknown argument and the flag it resembles."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return found
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}; options start with --, e.g. --trace {argument}"
+        name = argument.split("=", 1)[0]
+        hint = nearest(name, self.flags()).split(" (known:", 1)[0]
+        return f"unknown option {name!r}{hint}"
+
+    def flags(self) -> list[str]:
+        """All long flags."""
+        return [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+
+
+def integer(text: str) -> int:
+    """An integer, also written 8k (thousand), 10_000 or 1e6. Raises `argparse.ArgumentTypeError`."""
+    try:
+        scale = 1000 if text.lower().endswith("k") else 1
+        number = (
+            float(text[:-1] if scale > 1 else text) * scale if scale > 1 or "e" in text.lower() else int(text)
+        )
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer") from None
+
+
+def number(text: str) -> float:
+    """A finite number. Raises `argparse.ArgumentTypeError`."""
+    try:
+        value = float(text)
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError
+        return value
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None
+
+
+def listing(texts: Sequence[str] | None) -> list[str]:
+    """The items of a repeated or comma-separated flag."""
+    return [item.strip() for text in texts or () for item in text.split(",") if item.strip()]

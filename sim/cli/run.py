@@ -1,0 +1,154 @@
+"""The bare `simulate` command: one run, or a paired comparison of several."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepline.traces.errors import ConfigError
+
+from .parser import Parser
+
+if TYPE_CHECKING:
+    from stepline.sim.engine.result import RunResult
+    from stepline.sim.study.config import RunConfig
+    from stepline.traces.trace import Trace
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, run, write, print. Returns 0; raises `InputError` for wrong input."""
+    if "--help" in argv or "-h" in argv:
+        from .help import short_help
+
+        print(short_help())
+        return 0
+    parser = _parser()
+    if "--help-all" in argv:
+        print(parser.format_help())
+        return 0
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"stepline {version('stepline')}")
+        return 0
+    return _simulate(args, ["simulate", *argv])
+
+
+def _parser() -> Parser:
+    from .options import add_run_options, add_trace_options
+
+    parser = Parser(prog="simulate", add_help=False, description="Replay a trace on a simulated LLM server.")
+    add_trace_options(parser)
+    add_run_options(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument("--out", type=Path, metavar="DIR", help="directory to write (results/runs/<name>)")
+    group.add_argument("--no-save", action="store_true", help="write no directory")
+    group.add_argument("--record-steps", action="store_true", help="keep every step (steps.parquet)")
+    group.add_argument("--json", action="store_true", help="print the summary as JSON in place of tables")
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument("--vllm-bench-json", type=Path, metavar="FILE",
+                       help="also write the fields of vllm bench serve --save-result (one run)")  # fmt: skip
+    group.add_argument("--version", action="store_true", help="print the version")
+    group.add_argument("--help", action="store_true", help="a short help")
+    group.add_argument("--help-all", action="store_true", help="this help")
+    return parser
+
+
+def _simulate(args: Namespace, command: list[str]) -> int:
+    from .options import run_configs
+
+    if args.trace is None:
+        raise ConfigError("--trace: expected a file of requests, e.g. --trace traces/samples/chat.jsonl")
+    configs = run_configs(args)
+    _check_outputs(args, configs)
+    results = _results(args, configs)
+    _output(args, results, command)
+    return 0
+
+
+def _check_outputs(args: Namespace, configs: dict[str, RunConfig]) -> None:
+    """Refuse what could not be written before anything is simulated."""
+    if args.no_save and (args.out or args.record_steps):
+        raise ConfigError(f"--no-save: cannot be combined with {'--out' if args.out else '--record-steps'}")
+    if args.out is not None:
+        from stepline.sim.report.run_dir import check_target
+
+        check_target(args.out)
+    if args.vllm_bench_json is not None:
+        if len(configs) > 1:
+            raise ConfigError(f"--vllm-bench-json: holds one run, got {len(configs)} ({', '.join(configs)})")
+        if not args.vllm_bench_json.parent.is_dir():
+            raise ConfigError(f"--vllm-bench-json: no directory {str(args.vllm_bench_json.parent)!r}")
+
+
+def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
+    from stepline.sim.study.run import load, simulate_resolved
+    from stepline.sim.study.setup import resolve
+
+    from .progress import progress_bar
+
+    setups = {label: resolve(config) for label, config in configs.items()}
+    trace = load(args.trace, args.trace_format, next(iter(configs.values())))
+    _warn(trace.warnings, args)
+    results = {}
+    for label, setup in setups.items():
+        with progress_bar(label, _span_s(trace), shown=not args.quiet) as on_progress:
+            results[label] = simulate_resolved(trace, setup, label=label, on_progress=on_progress)
+        _warn(results[label].warnings, args, label if len(setups) > 1 else None)
+    return results
+
+
+def _span_s(trace: Trace) -> float:
+    return float(trace.arrival_s[-1]) if len(trace) else 0.0
+
+
+def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) -> None:
+    if not args.quiet:
+        for text in warnings:
+            print(f"simulate: warning: {f'{label}: ' if label else ''}{text}", file=sys.stderr)
+
+
+def _output(args: Namespace, results: dict[str, RunResult], command: list[str]) -> None:
+    from .output import print_view, save, write_vllm_bench
+
+    content = _content(results)
+    if args.vllm_bench_json is not None:
+        write_vllm_bench(next(iter(results.values())), args.vllm_bench_json)
+    directory = None if args.no_save else save(content, results, args.out, args.trace, command)
+    if args.json:
+        from stepline.sim.report.run_dir import json_bytes
+
+        sys.stdout.write(json_bytes(_as_json(content)).decode())
+    elif not args.quiet:
+        print_view(content, results, directory)
+
+
+def _content(results: dict[str, RunResult]) -> Any:
+    """The summary of one run, or the comparison of several."""
+    if len(results) == 1:
+        from stepline.sim.report.summary import summary
+
+        return summary(next(iter(results.values())))
+    from stepline.sim.report.paired import compare_results
+
+    return compare_results(results)
+
+
+def _as_json(content: Any) -> Any:
+    if isinstance(content, dict):
+        return content
+    from dataclasses import asdict
+
+    from stepline.sim.report.ranking import criterion, rank
+
+    return {
+        "runs": content.summaries,
+        "ranking": {"criterion": criterion(content), "places": [asdict(place) for place in rank(content)]},
+        "baseline": content.baseline,
+        "method": content.method,
+        "differences": [asdict(difference) for difference in content.differences],
+    }

@@ -1,0 +1,207 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from .ranking import Place, criterion, rank
+from .units import rate_text, seconds_text, share_text
+
+if TYPE_CHECKING:
+    from .paired import Comparison, Difference
+
+_LATENCIES = (
+    ("TTFT", "ttft_s", "arrival to first token"),
+    ("TPOT", "tpot_s", "(E2E - TTFT) / (tokens - 1), a request"),
+    ("ITL", "itl_s", "every gap between two tokens"),
+    ("E2E", "e2e_s", "arrival to last token"),
+    ("queue", "queue_s", "arrival to first scheduled"),
+)
+_COLUMNS = ("mean", "p50", "p90", "p95", "p99", "p99_9", "max")
+
+_TIME = (
+    ("compute", "compute_bound"),
+    ("weights", "weight_bandwidth_bound"),
+    ("KV", "kv_bandwidth_bound"),
+    ("comm", "comm"),
+    ("latency", "latency"),
+    ("host", "host_overhead"),
+    ("idle", "idle"),
+)
+
+
+def run_view(summary: Mapping[str, Any], title: str) -> RenderableType:
+    """One run: headline numbers, latency table, where the time went, the verdict."""
+    return Group(
+        _header(title), _headline(summary), _latency_table(summary), _time_line(summary), *_verdict(summary)
+    )
+
+
+def comparison_view(comparison: Comparison, title: str) -> RenderableType:
+    """Several runs: figures side by side, ranking with reasons, paired differences against the first."""
+    places = rank(comparison)
+    return Group(
+        _header(title),
+        _side_by_side(comparison, places),
+        _ranking(places, criterion(comparison)),
+        _differences(comparison),
+    )
+
+
+def _header(title: str) -> Text:
+    return Text(f"\n{title}", style="bold")
+
+
+def _headline(summary: Mapping[str, Any]) -> Table:
+    requests, rates, kv = summary["requests"], summary["throughput"], summary["kv"]
+    lost = {k: requests[k] for k in ("rejected", "timed_out", "unfinished", "preemptions") if requests[k]}
+    table = Table.grid(padding=(0, 2))
+    done = f"{requests['completed']:,} of {requests['submitted']:,} completed"
+    table.add_row("requests", "; ".join([done, *(f"{v:,} {k.replace('_', ' ')}" for k, v in lost.items())]))
+    table.add_row("throughput", _throughput(rates))
+    used = f"peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks"
+    table.add_row(
+        "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
+    )
+    table.add_row("cost", _cost(summary))
+    if slo := summary.get("slo"):
+        table.add_row("SLO", _slo(slo))
+    table.columns[0].style = "dim"
+    return table
+
+
+def _throughput(rates: Mapping[str, Any]) -> str:
+    text = f"{rate_text(rates['requests_per_s'])} requests/s, {rate_text(rates['output_tokens_per_s'])} output tokens/s"
+    good = rates["goodput_requests_per_s"]
+    return text if good is None else f"{text}, goodput {rate_text(good)} requests/s"
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    usd = summary["cost"]["usd_per_million_output_tokens"]
+    money = "no price" if usd is None else f"${usd:,.2f} per million output tokens"
+    gpus, seconds = summary["n_gpus"], summary["duration_s"]
+    return f"{money}; {gpus} GPU{'s' if gpus > 1 else ''} for {seconds_text(seconds)}"
+
+
+def _slo(slo: Mapping[str, Any]) -> Text:
+    """Each limit with what was reached, green when met, red when missed."""
+    text = Text("met" if slo["met"] else "missed", style="green" if slo["met"] else "red")
+    for term in slo["limits"]:
+        line = f"; {term['limit']} {seconds_text(term['value_s'])} (limit {seconds_text(term['limit_s'])})"
+        text.append(line, style="" if term["met"] else "red")
+    return text.append(f"; {share_text(slo['attainment_frac'])} of requests good", style="")
+
+
+def _latency_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("latency")
+    for name in _COLUMNS:
+        table.add_column(name.replace("_", "."), justify="right")
+    for label, key, _ in _LATENCIES:
+        table.add_row(label, *(seconds_text(summary[key][c]) for c in _COLUMNS))
+    return table
+
+
+def _time_line(summary: Mapping[str, Any]) -> Text:
+    shares = summary["time_frac"]
+    parts = [f"{label} {share_text(shares[key])}" for label, key in _TIME if shares[key] >= 0.0005]
+    return Text(f"GPU time  {', '.join(parts)}")
+
+
+def _verdict(summary: Mapping[str, Any]) -> list[Text]:
+    found = summary["verdict"]
+    lines = [Text("verdict   ").append(found["headline"], style="bold")]
+    lines += [Text(f"          because {fact}") for fact in found["because"]]
+    lines += [Text(f"          try {advice}") for advice in found["try_first"]]
+    return lines
+
+
+def _side_by_side(comparison: Comparison, places: Sequence[Place]) -> Table:
+    """One column a run in order of rank; the best value of a row is bold."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("")
+    for place in places:
+        table.add_column(escape(f"{place.place}. {place.run}"), justify="right")
+    for label, path, text, higher in _ROWS:
+        values = [_at(comparison.summaries[p.run], path) for p in places]
+        if any(v is not None for v in values):
+            table.add_row(label, *_marked(values, text, higher))
+    return table
+
+
+_ROWS: tuple[tuple[str, tuple[str, str], Any, bool | None], ...] = (
+    ("completed", ("requests", "completed"), lambda v: f"{v:,}", True),
+    ("requests/s", ("throughput", "requests_per_s"), rate_text, True),
+    ("goodput/s", ("throughput", "goodput_requests_per_s"), rate_text, True),
+    ("output tokens/s", ("throughput", "output_tokens_per_s"), rate_text, True),
+    ("TTFT mean", ("ttft_s", "mean"), seconds_text, False),
+    ("TTFT p99", ("ttft_s", "p99"), seconds_text, False),
+    ("TPOT mean", ("tpot_s", "mean"), seconds_text, False),
+    ("TPOT p99", ("tpot_s", "p99"), seconds_text, False),
+    ("ITL p50", ("itl_s", "p50"), seconds_text, False),
+    ("ITL p99", ("itl_s", "p99"), seconds_text, False),
+    ("E2E mean", ("e2e_s", "mean"), seconds_text, False),
+    ("E2E p99", ("e2e_s", "p99"), seconds_text, False),
+    ("queue mean", ("queue_s", "mean"), seconds_text, False),
+    ("GPU busy", ("time_frac", "idle"), lambda v: share_text(1 - v), None),
+    ("preemptions", ("requests", "preemptions"), lambda v: f"{v:,}", None),
+    ("$ / M output tokens", ("cost", "usd_per_million_output_tokens"), lambda v: f"{v:,.2f}", False),
+)
+
+
+def _at(summary: Mapping[str, Any], path: tuple[str, str]) -> Any:
+    return summary[path[0]][path[1]]
+
+
+def _marked(values: Sequence[Any], text: Any, higher: bool | None) -> list[str]:
+    """Texts of a row; the best is bold unless all read the same."""
+    texts = ["–" if v is None else text(v) for v in values]
+    known = [v for v in values if v is not None]
+    if higher is None or len(set(texts)) == 1:
+        return texts
+    best = max(known) if higher else min(known)
+    return [f"[bold green]{t}[/]" if v == best else t for v, t in zip(values, texts, strict=True)]
+
+
+def _ranking(places: Sequence[Place], rule: str) -> Group:
+    lines = [Text(f"ranking by {rule}", style="dim")]
+    lines += [Text(f"{p.place}. ", style="bold").append(f"{p.run}: ").append(p.why, style="") for p in places]
+    return Group(*lines)
+
+
+_DIFFERENCES = (
+    ("ttft", "mean"), ("ttft", "p99"), ("tpot", "mean"), ("itl", "p99"), ("e2e", "mean"), ("e2e", "p99"),
+)  # fmt: skip
+
+
+def _differences(comparison: Comparison) -> Group:
+    """Difference to the baseline with its interval; a difference whose interval holds 0 is dim."""
+    others = [run for run in comparison.results if run != comparison.baseline]
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("difference")
+    for run in others:
+        table.add_column(escape(f"{run} - {comparison.baseline}"), justify="right")
+    for metric, stat in _DIFFERENCES:
+        cells = [_cell(comparison.find(run, metric, stat)) for run in others]
+        table.add_row(f"{metric.upper()} {stat}", *cells)
+    return Group(Text(""), table, Text(f"{comparison.method}; dim: the interval holds 0", style="dim"))
+
+
+def _cell(difference: Difference) -> Text:
+    if difference.difference is None:
+        return Text("–")
+    text = _signed(difference.difference)
+    if difference.low is None or difference.high is None:
+        return Text(f"{text} (no interval)", style="dim")
+    style = "" if difference.is_clear else "dim"
+    return Text(f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]", style=style)
+
+
+def _signed(seconds: float) -> str:
+    return f"+{seconds_text(seconds)}" if seconds > 0 else seconds_text(seconds)

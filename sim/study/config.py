@@ -1,0 +1,148 @@
+"""Every knob of a run, under vLLM's flag names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from stepline.traces.errors import ConfigError, nearest
+
+Replay = Literal["open", "closed"]
+
+DTYPES = {
+    "auto": None,
+    "bf16": "bf16", "bfloat16": "bf16",
+    "fp16": "fp16", "float16": "fp16", "half": "fp16",
+    "fp32": "fp32", "float32": "fp32", "float": "fp32",
+    "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8",
+    "int8": "int8", "int4": "int4", "fp4": "fp4", "nvfp4": "fp4",
+}  # fmt: skip
+"""Names of number formats that flags accept (vLLM's and short ones); `auto` is the model's own."""
+
+FALLBACKS: dict[str, Any] = {
+    "max_num_batched_tokens": 8192,
+    "max_num_seqs": 256,
+    "gpu_memory_utilization": 0.9,
+    "block_size": 16,
+    "enable_prefix_caching": True,
+}
+"""Server defaults where neither the user nor the engine profile says otherwise.
+
+Source: vLLM V1 `EngineArgs` on H100-class GPUs (8192 batched tokens, 256 sequences, block 16; utilisation 0.9 before
+vLLM 0.16)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's default.
+
+    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `routing`,
+    `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is seconds after which a
+    client gives up (None: never). `max_concurrency`: at most so many requests in flight (None: no limit). `rate_scale` multiplies the arrival rate (see `load.scaled`).
+    `slo`: see `stepline.sim.report.slo.parse_slo`. `usd_per_gpu_hour` replaces the GPU table's price.
+
+    Raises:
+        ConfigError: a value out of range, naming its flag.
+    """
+
+    model: str = "llama-3.1-8b"
+    gpu: str = "h100-sxm"
+    tensor_parallel_size: int = 1
+    replicas: int = 1
+    policy: str = "chunked"
+    kv_eviction: str = "lru"
+    preemption: str = "last-in"
+    routing: str = "round-robin"
+    engine: str = "vllm-v1"
+    cost_model: str = "roofline"
+    calibration: str | None = None
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+    block_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    num_gpu_blocks_override: int | None = None
+    enable_prefix_caching: bool | None = None
+    long_prefill_token_threshold: int = 0
+    replay: Replay = "open"
+    client_timeout: float | None = None
+    rate_scale: float = 1.0
+    rate_scale_mode: Literal["sessions", "compress"] = "sessions"
+    max_concurrency: int | None = None
+    slo: str | None = None
+    usd_per_gpu_hour: float | None = None
+    seed: int = 0
+    record_steps: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
+            "block_size", "num_gpu_blocks_override", "max_concurrency",
+        ):  # fmt: skip
+            _check_int(name, getattr(self, name), low=1)
+        for name in ("long_prefill_token_threshold", "seed"):
+            _check_int(name, getattr(self, name), low=0)
+        for name in ("client_timeout", "rate_scale"):
+            _check_positive(name, getattr(self, name))
+        _check_utilization(self.gpu_memory_utilization)
+        _check_price(self.usd_per_gpu_hour)
+        for name in ("dtype", "kv_cache_dtype"):
+            _check_name(name, getattr(self, name), DTYPES)
+        _check_name("replay", self.replay, ("open", "closed"))
+        _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
+        if self.slo is not None:
+            from ..report.slo import parse_slo
+
+            parse_slo(self.slo)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: `tensor_parallel_size` is `--tensor-parallel-size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def setting_names() -> tuple[str, ...]:
+    """Names of all settings, in order."""
+    return tuple(f.name for f in fields(RunConfig))
+
+
+def check_settings(names: Any) -> None:
+    """Refuse names that are no settings. Raises `ConfigError` with the nearest one."""
+    known = setting_names()
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+
+
+def _check_int(name: str, value: Any, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{flag(name)}: got {value!r}, expected an integer >= {low}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if value is not None and not (_is_number(value) and value > 0):
+        raise ConfigError(f"{flag(name)}: got {value!r}, expected a number > 0")
+
+
+def _check_price(value: Any) -> None:
+    if value is not None and not (_is_number(value) and value >= 0):
+        raise ConfigError(f"--usd-per-gpu-hour: got {value!r}, expected a number >= 0")
+
+
+def _check_utilization(value: Any) -> None:
+    if value is not None and not (_is_number(value) and 0 < value <= 1):
+        raise ConfigError(f"--gpu-memory-utilization: got {value!r}, expected a fraction in (0, 1]")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_name(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise ConfigError(f"{flag(name)}: unknown value {value!r}{nearest(str(value), known)}")

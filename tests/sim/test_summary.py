@@ -1,0 +1,129 @@
+"""summary.json: its keys, its sums, the verdict, the vLLM bench fields."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_results import NAN, gaps, run_result, totals
+from stepline.sim.report.summary import summary
+from stepline.sim.report.verdict import is_overloaded
+from stepline.sim.report.vllm_bench import vllm_bench
+
+LATENCY = ["mean", "p50", "p90", "p95", "p99", "p99_9", "max"]
+
+REJECTED = {
+    "status": 1,
+    "replica": -1,
+    "scheduled_s": NAN,
+    "first_token_s": NAN,
+    "finish_s": 2.0,
+    "output_tokens": 0,
+}
+TIMED_OUT = {"status": 2, "first_token_s": NAN, "finish_s": 9.0, "output_tokens": 0}
+
+
+def test_the_keys_are_those_of_the_format():
+    found = summary(run_result())
+    assert found["schema_version"] == 1
+    assert list(found["requests"])[:3] == ["submitted", "completed", "rejected"]
+    for key in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s"):
+        assert list(found[key]) == LATENCY
+    assert list(found["throughput"]) == [
+        "requests_per_s", "output_tokens_per_s", "total_tokens_per_s", "goodput_requests_per_s",
+    ]  # fmt: skip
+    assert list(found["kv"]) == ["blocks_total", "peak_used_frac", "prefix_hit_token_frac", "evicted_blocks"]
+    assert list(found["time_frac"]) == [
+        "compute_bound", "weight_bandwidth_bound", "kv_bandwidth_bound", "comm", "latency", "host_overhead", "idle",
+    ]  # fmt: skip
+    assert list(found["cost"]) == ["gpu_hours", "usd_per_million_output_tokens"]
+    assert list(found["simulator"]) == ["wall_s", "steps", "requests_per_wall_s"]
+
+
+def test_every_request_is_counted_and_only_finished_ones_are_timed():
+    found = summary(run_result([{}, REJECTED, TIMED_OUT, {"preemptions": 2}]))
+    assert found["requests"] == {
+        "submitted": 4, "completed": 2, "rejected": 1, "timed_out": 1, "unfinished": 0, "preemptions": 2,
+    }  # fmt: skip
+    assert found["ttft_s"]["max"] == pytest.approx(0.5)
+    assert found["duration_s"] == pytest.approx(9.0)
+
+
+def test_time_shares_sum_to_one():
+    shares = summary(run_result())["time_frac"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert (shares["weight_bandwidth_bound"], shares["idle"]) == (pytest.approx(0.2), pytest.approx(0.6))
+
+
+def test_rates_cost_and_utilisation():
+    found = summary(run_result())
+    assert found["throughput"]["requests_per_s"] == pytest.approx(3 / 2.9)
+    assert found["throughput"]["total_tokens_per_s"] == pytest.approx(39 / 2.9)
+    assert found["cost"]["usd_per_million_output_tokens"] == pytest.approx(2.9 / 3600 * 3.6 / 9 * 1e6)
+    assert (found["mfu_frac"], found["mbu_frac"]) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_goodput_counts_good_requests_against_all_submitted():
+    rows = [{}, {"first_token_s": 1.9, "finish_s": 2.5}, TIMED_OUT]
+    result = run_result(rows, config={**run_result().config, "slo": "ttft_p99<0.6,attainment>0.9"})
+    found = summary(result)
+    assert found["throughput"]["goodput_requests_per_s"] == pytest.approx(1 / 9.0)
+    assert found["slo"]["attainment_frac"] == pytest.approx(1 / 3)
+    assert found["slo"]["met"] is False
+
+
+def test_a_run_without_price_or_work_has_nulls_not_zeros():
+    empty = run_result(
+        [], gaps=gaps(), totals=totals({"gemm": {"compute": 0.0}}, idle_s=0.0),
+        config={**run_result().config, "usd_per_gpu_hour": None},
+    )  # fmt: skip
+    found = summary(empty)
+    assert found["throughput"]["requests_per_s"] is None
+    assert found["cost"]["usd_per_million_output_tokens"] is None
+    assert found["mfu_frac"] is None
+    assert found["itl_s"]["p99"] is None
+
+
+def test_the_verdict_names_the_largest_bound_and_what_to_try():
+    busy = totals({"gemm": {"compute": 1.0}, "attention_decode": {"kv_bandwidth": 5.0}}, idle_s=1.0)
+    found = summary(run_result(totals=busy))["verdict"]
+    assert (found["bound"], found["busy_bound"]) == ("KV bandwidth", "KV bandwidth")
+    assert found["frac"] == pytest.approx(5 / 7)
+    assert "--kv-cache-dtype fp8" in found["try_first"][0]
+
+
+def test_a_small_load_is_called_idle():
+    found = summary(run_result())["verdict"]
+    assert (found["bound"], found["busy_bound"]) == ("idle", "weight bandwidth")
+    assert "idles 60 %" in found["headline"].replace("60%", "60 %")
+
+
+def test_a_full_cache_with_preemptions_is_named():
+    result = run_result(
+        [{"preemptions": 3}], kv={**run_result().kv, "peak_used_blocks": 99}, totals=totals(idle_s=1.0)
+    )
+    found = summary(result)["verdict"]
+    assert "KV cache is full" in found["headline"]
+    assert found["try_first"][0].startswith("more room for KV")
+
+
+@pytest.mark.parametrize(("waiting", "expected"), [(np.linspace(0, 80, 8), True), (np.full(8, 5.0), False)])
+def test_a_growing_queue_is_overload(waiting, expected):
+    series = pd.DataFrame({"t_s": np.arange(8.0), "width_s": 1.0, "running": 8.0, "waiting": waiting})
+    result = run_result([{"arrival_s": float(i)} for i in range(8)], totals=totals(series=series))
+    assert is_overloaded(result) is expected
+
+
+def test_vllm_bench_fields_are_milliseconds_of_the_same_figures():
+    result = run_result([{}, {"first_token_s": 1.7}, TIMED_OUT])
+    found, ours = vllm_bench(result), summary(result)
+    assert found["mean_ttft_ms"] == pytest.approx(ours["ttft_s"]["mean"] * 1000)
+    assert found["p99_e2el_ms"] == pytest.approx(ours["e2e_s"]["p99"] * 1000)
+    assert found["median_itl_ms"] == pytest.approx(200.0)
+    assert (found["completed"], found["failed"], found["num_prompts"]) == (2, 1, 3)
+    assert found["request_throughput"] == pytest.approx(2 / 9.0)
+    assert found["max_concurrent_requests"] == 1
+
+
+def test_all_at_once_is_an_infinite_request_rate():
+    assert vllm_bench(run_result([{"arrival_s": 0.0}, {"arrival_s": 0.0}]))["request_rate"] == "inf"
