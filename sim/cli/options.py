@@ -55,7 +55,7 @@ def add_trace_options(parser: Parser) -> None:
     group.add_argument("--trace", metavar="FILE", help="requests to replay (formats: simulate trace --help)")
     group.add_argument("--trace-format", metavar="NAME", help="format of the trace (detected)")
     group.add_argument("--replay", choices=("open", "closed"), default="open",
-                       help="open: at the trace's times; closed: turns follow each other after their delay (open)")  # fmt: skip
+                       help="open: at the trace's times; closed: turns wait for the one before (open)")  # fmt: skip
     group.add_argument("--rate-scale", type=number, default=1.0, metavar="X",
                        help="times the arrival rate (1)")  # fmt: skip
     group.add_argument("--rate-scale-mode", choices=("sessions", "compress"), default="sessions",

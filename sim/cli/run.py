@@ -15,7 +15,6 @@ from .parser import Parser
 if TYPE_CHECKING:
     from stepline.sim.engine.result import RunResult
     from stepline.sim.study.config import RunConfig
-    from stepline.traces.trace import Trace
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,14 +95,10 @@ def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunRes
     _warn(trace.warnings, args)
     results = {}
     for label, setup in setups.items():
-        with progress_bar(label, _span_s(trace), shown=not args.quiet) as on_progress:
+        with progress_bar(label, shown=not args.quiet) as on_progress:
             results[label] = simulate_resolved(trace, setup, label=label, on_progress=on_progress)
         _warn(results[label].warnings, args, label if len(setups) > 1 else None)
     return results
-
-
-def _span_s(trace: Trace) -> float:
-    return float(trace.arrival_s[-1]) if len(trace) else 0.0
 
 
 def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) -> None:

@@ -29,18 +29,21 @@ FALLBACKS: dict[str, Any] = {
 }
 """Server defaults where neither the user nor the engine profile says otherwise.
 
-Source: vLLM V1 `EngineArgs` on H100-class GPUs (8192 batched tokens, 256 sequences, block 16; utilisation 0.9 before
-vLLM 0.16)."""
+Source: vLLM V1 `EngineArgs` on H100-class GPUs (8192 batched tokens, 256 sequences, block 16; utilisation 0.9
+before vLLM 0.16).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's default.
+    """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's
+    default.
 
-    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `routing`,
-    `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is seconds after which a
-    client gives up (None: never). `max_concurrency`: at most so many requests in flight (None: no limit). `rate_scale` multiplies the arrival rate (see `load.scaled`).
-    `slo`: see `stepline.sim.report.slo.parse_slo`. `usd_per_gpu_hour` replaces the GPU table's price.
+    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`,
+    `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
+    seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
+    (None: no limit). `rate_scale` multiplies the arrival rate (see `load.scaled`). `slo`: see
+    `stepline.sim.report.slo.parse_slo`. `usd_per_gpu_hour` replaces the GPU table's price.
 
     Raises:
         ConfigError: a value out of range, naming its flag.

@@ -69,7 +69,7 @@ def run_result(rows: list[dict[str, Any]] | None = None, **changes: Any) -> RunR
             "hit_tokens": 5,
             "query_tokens": 30,
             "evicted_blocks": 2,
-        },  # fmt: skip
+        },
         config={
             "model": "llama-3.1-8b",
             "gpu": "h100-sxm",
@@ -80,7 +80,7 @@ def run_result(rows: list[dict[str, Any]] | None = None, **changes: Any) -> RunR
             "usd_per_gpu_hour": 3.6,
             "label": "chunked",
             "trace": {"source": "chat.jsonl", "sha256": "ab", "requests": 3},
-        },  # fmt: skip
+        },
         n_gpus=1,
         peaks={"flops_per_s": 1e15, "bytes_per_s": 2.5e12},
         simulator={"wall_s": 0.5, "events": 10, "steps": 40},
