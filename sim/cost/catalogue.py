@@ -12,7 +12,7 @@ from typing import Any
 
 from ...traces.errors import ConfigError, nearest
 from .model_config import model_from_config
-from .specs import EngineProfile, GpuSpec, ModelSpec
+from .specs import EngineProfile, GpuSpec, ModelSpec, VisionSpec
 from .toml_spec import engine_from, gpu_from, model_extras
 
 Row = Mapping[str, Any]
@@ -141,6 +141,7 @@ def _model(row: Row) -> ModelSpec:
         name=row["name"],
         params_published=published,
         extra_params=row.get("extra_params", 0),
+        vision=VisionSpec(**row["vision"]) if "vision" in row else None,
         provenance=row["source"],
     )
     return model_extras(spec, row)

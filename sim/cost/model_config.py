@@ -9,7 +9,7 @@ from typing import Any
 
 from ...traces.errors import ConfigError, nearest
 from .model_families import FAMILIES, Family, Fields
-from .specs import Dtype, MlaSpec, ModelSpec
+from .specs import Dtype, MlaSpec, ModelSpec, VisionSpec
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bf16",
@@ -38,6 +38,7 @@ def model_from_config(
     name: str | None = None,
     params_published: tuple[float, float] | None = None,
     extra_params: int = 0,
+    vision: VisionSpec | None = None,
     provenance: str = "",
 ) -> ModelSpec:
     """Shape of the model that a Hugging Face `config.json` describes.
@@ -47,6 +48,7 @@ def model_from_config(
         name: the model's name; by default the file's `_name_or_path` or its folder's name.
         params_published: (total, active) parameters the publisher states, for checks.
         extra_params: weights held beside the decoder (a vision tower), counted but not priced.
+        vision: the image side of a multimodal model.
         provenance: where the shape comes from; the path by default.
 
     Raises:
@@ -88,6 +90,9 @@ def model_from_config(
         norm=family.norm,
         norms_per_layer=family.norms_per_layer,
         learned_positions=max_model_len if family.learned_positions else 0,
+        rope_rows=0 if family.learned_positions else _rope_rows(fields, max_model_len, family),
+        chunked_attention=fields.has("attention_chunk_size"),
+        vision=vision,
         attention_windows=_group(family.windows(fields, n_layers), max_model_len),
         moe=moe,
         mla=mla,
@@ -180,6 +185,14 @@ def _group(windows: list[int | None], max_model_len: int) -> tuple[tuple[int | N
     """Layers counted by window, full attention first; a window no context can outgrow is none."""
     real = [None if w is None or w >= max_model_len else w for w in windows]
     return tuple((w, real.count(w)) for w in sorted(set(real), key=lambda w: (w is not None, w or 0)))
+
+
+def _rope_rows(fields: Fields, max_model_len: int, family: Family) -> int:
+    """Rows of all rotary tables: linear scaling stretches the table by its factor; Gemma-3 keeps a local one too."""
+    scaling = fields.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = float(scaling.get("factor", 1.0)) if kind == "linear" else 1.0
+    return int(max_model_len * factor) + (max_model_len if family.local_rope else 0)
 
 
 def _weight_dtypes(fields: Fields) -> tuple[Dtype | None, Dtype]:

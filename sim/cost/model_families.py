@@ -173,6 +173,7 @@ class Family:
     mha: bool = False
     mla: bool = False
     learned_positions: bool = False
+    local_rope: bool = False
     windows: Callable[[Fields, int], Windows] = no_windows
     moe: Callable[[Fields], MoeSpec] | None = None
     reads: tuple[str, ...] = ()
@@ -186,7 +187,7 @@ class Family:
 
 _LLAMA4 = Family(windows=window_pattern(4), moe=llama4_moe, reads=("attention_chunk_size",))
 _DEEPSEEK = Family(mla=True, moe=deepseek_moe, reads=("kv_lora_rank",))
-_GEMMA3 = Family(tied=True, qk_norm=True, norms_per_layer=4, windows=window_pattern(6))
+_GEMMA3 = Family(tied=True, qk_norm=True, norms_per_layer=4, local_rope=True, windows=window_pattern(6))
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),

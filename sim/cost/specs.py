@@ -42,6 +42,16 @@ class MlaSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """The image side of a multimodal model, as far as it takes memory: tokens an image of the largest size becomes
+    (`image_tokens`) and values of its pixel tensor (`image_values`). Its weights are in `ModelSpec.extra_params`.
+    """
+
+    image_tokens: int
+    image_values: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape of a decoder-only transformer, as its HF `config.json` states it.
 
@@ -50,7 +60,9 @@ class ModelSpec:
     `weight_dtype` is what the linear layers store, `attention_dtype` what those of attention store where that differs
     (gpt-oss quantises its experts only); embedding, LM head, router and norms stay bf16 (fp32 in an fp32 model).
     Activations and KV are bf16 unless told otherwise. `norms_per_layer`: norms of width D in a layer (Gemma-2/3: 4).
-    `extra_params`: weights held but not priced (vision tower and projector, attention sinks).
+    `extra_params`: weights held but not priced (vision tower and projector, attention sinks). `rope_rows`: positions
+    in the rotary tables (the config's range, which `max_model_len` may cut). `chunked_attention`: the windows are
+    chunks (Llama-4); they are priced and held as sliding windows of the chunk's length, an upper bound.
     `encoder_layers`: layers of an encoder, for counts only (Switch); `unpriced` says why a model has counts but no
     step price, "" for all that can be simulated.
     `params_published` (total, active) are the publisher's figures with `source`; None where none is stated.
@@ -79,6 +91,9 @@ class ModelSpec:
     attention_dtype: Dtype | None = None
     norms_per_layer: int = 2
     extra_params: int = 0
+    rope_rows: int = 0
+    chunked_attention: bool = False
+    vision: VisionSpec | None = None
     encoder_layers: int = 0
     unpriced: str = ""
     params_published: tuple[float, float] | None = None
@@ -133,6 +148,7 @@ class EngineProfile:
     max_graph_tokens        largest batch that runs as a captured graph
     chunk_history           rule for chunked-prefill attention on a cached history, see `cost.operators`
     defaults                engine's own server defaults by vLLM flag name
+    memory                  version whose memory constants hold, see `cost.memory_constants`
     """
 
     name: str
@@ -148,4 +164,5 @@ class EngineProfile:
     max_graph_tokens: int = 0
     chunk_history: Literal["work", "split-kv"] = "work"
     defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
+    memory: str = "vllm-0.19"
     source: str = ""
