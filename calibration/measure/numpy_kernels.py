@@ -44,7 +44,8 @@ class NumpyKernels:
 
     def facts(self) -> dict[str, object]:
         """Processor, cores, cache, BLAS."""
-        blas: dict[str, Any] = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]  # untyped mode
+        config: Any = np.show_config(mode="dicts")  # type: ignore[call-overload]  # the stub lacks `mode`
+        blas = config["Build Dependencies"]["blas"]
         return {
             "device": platform.processor() or platform.machine(),
             "cpu_model": cpu_model(),
