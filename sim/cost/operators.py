@@ -1,7 +1,7 @@
 """What each operator of a decoder layer computes and moves: FLOPs and bytes on one GPU of a TP group.
 
-One function an operator, used by the simulator, the fits and the reports alike. All take scalars or NumPy arrays
-and return the same; counts are floats, bytes are bytes, FLOPs count a multiply-add as two.
+One function an operator, used by the simulator, the fits and the reports alike. All take scalars or NumPy
+arrays and return the same; counts are floats, bytes are bytes, FLOPs count a multiply-add as two.
 """
 
 from __future__ import annotations
@@ -11,46 +11,25 @@ from typing import Any, Literal
 
 from stepline.traces.errors import ConfigError, nearest
 
+from .parameters import BYTES_PER_PARAM
 from .specs import ModelSpec
 
 Amount = Any
 """A float or a float array; a function returns the kind it was given."""
 
-DTYPE_BITS: dict[str, float] = {
-    "fp32": 32.0,
-    "bf16": 16.0,
-    "fp16": 16.0,
-    "fp8": 8.0,
-    "int8": 8.0,
-    "int4": 4.0,
-    "fp4": 4.0,
-}
-"""Stored bits an element, without scales."""
-
-SCALE_BITS: dict[str, float] = {"int4": 16.0 / 128.0, "fp4": 8.0 / 16.0}
-"""Bits of group scales an element: int4 (GPTQ, AWQ) one fp16 scale in 128, NVFP4 one fp8 scale in 16.
-
-fp8 and int8 weights carry one scale an output channel or a 128x128 block: below 0.1 % and left out.
-"""
-
 ACTIVATION_BYTES = 2.0
 """Activations are bf16 (fp16): 2 bytes an element."""
 
 
-def weight_bytes_per_element(dtype: str) -> float:
-    """Bytes of one stored weight, its share of the group scales included.
+def bytes_per_element(dtype: str) -> float:
+    """Bytes of one stored weight or cached element, its share of the group scales included.
 
-    >>> weight_bytes_per_element("bf16"), weight_bytes_per_element("int4")
+    >>> bytes_per_element("bf16"), bytes_per_element("int4")
     (2.0, 0.515625)
     """
-    if dtype not in DTYPE_BITS:
-        raise ConfigError(f"weight dtype: got {dtype!r}{nearest(dtype, DTYPE_BITS)}")
-    return (DTYPE_BITS[dtype] + SCALE_BITS.get(dtype, 0.0)) / 8.0
-
-
-def kv_bytes_per_element(dtype: str) -> float:
-    """Bytes of one cached key or value element: bf16 2, fp8 and int8 1, int4 with its scales 0.516."""
-    return weight_bytes_per_element(dtype)
+    if dtype not in BYTES_PER_PARAM:
+        raise ConfigError(f"dtype: got {dtype!r}{nearest(dtype, BYTES_PER_PARAM)}")
+    return BYTES_PER_PARAM[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +46,9 @@ class Linear:
 def attention_linears(model: ModelSpec, tp: int = 1) -> tuple[Linear, ...]:
     """QKV and output projections on one GPU: D -> (H + 2K)d and Hd -> D, heads divided by TP.
 
-    KV heads are divided too, at least one a GPU (they are replicated when TP > K). MLA: low-rank query and latent
-    projections; the latent one is replicated, the up-projections are divided by heads (DeepSeek-V2, section 2.1).
+    KV heads are divided too, at least one a GPU (they are replicated when TP > K). MLA: low-rank query and
+    latent projections; the latent one is replicated, the up-projections are divided by heads (DeepSeek-V2,
+    section 2.1).
     """
     layers, width = model.n_layers, model.hidden_size
     if model.mla is not None:
@@ -82,7 +62,7 @@ def attention_linears(model: ModelSpec, tp: int = 1) -> tuple[Linear, ...]:
 
 def _mla_linears(model: ModelSpec, tp: int) -> tuple[Linear, ...]:
     mla = model.mla
-    assert mla is not None  # noqa: S101  # narrowed by the caller
+    assert mla is not None  # narrowed by the caller
     layers, width = model.n_layers, model.hidden_size
     heads = heads_per_gpu(model, tp)[0]
     query = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
@@ -95,15 +75,15 @@ def _mla_linears(model: ModelSpec, tp: int) -> tuple[Linear, ...]:
             Linear("q_up", query, mla.q_lora_rank, layers),
         )
     )
-    # The same up-projection is a GEMM in an expanded prefill and two batched products in an absorbed decode: either
-    # way its weights are read once a step and each token costs 2 * rank * heads * (nope + v) FLOPs.
+    # The same up-projection is a GEMM in an expanded prefill and two batched products in an absorbed decode:
+    # either way its weights are read once a step and each token costs 2 * rank * heads * (nope + v) FLOPs.
     up = Linear("kv_up", heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank, layers)
     return (*down, up, Linear("attention_out", width, heads * mla.v_head_dim, layers))
 
 
 def ffn_linears(model: ModelSpec, tp: int = 1) -> tuple[Linear, ...]:
-    """Dense FFN: up (gate and up fused where gated, D -> 2F) and down (F -> D), F divided by TP; shared experts too."""
-    dense = model.n_layers - moe_layers(model)
+    """Dense FFN and shared experts: up (gate and up fused where gated, D -> 2F) and down (F -> D), F / TP; routers."""
+    dense = model.n_layers - model.n_moe_layers
     width = model.hidden_size
     linears: tuple[Linear, ...] = ()
     if dense:
@@ -112,13 +92,13 @@ def ffn_linears(model: ModelSpec, tp: int = 1) -> tuple[Linear, ...]:
     moe = model.moe
     if moe is not None and moe.n_shared:
         shared = ceil_div(moe.n_shared * moe.shared_size, tp)
-        count = moe_layers(model)
+        count = model.n_moe_layers
         linears += (
-            Linear("shared_up", _up(model, shared), width, count),
+            Linear("shared_up", (2 if moe.gated else 1) * shared, width, count),
             Linear("shared_down", width, shared, count),
         )
     if moe is not None:
-        linears += (Linear("router", moe.n_experts, width, moe_layers(model)),)
+        linears += (Linear("router", moe.n_experts, width, model.n_moe_layers),)
     return linears
 
 
@@ -152,13 +132,6 @@ def heads_per_gpu(model: ModelSpec, tp: int = 1) -> tuple[int, int]:
     return heads // tp, max(1, kv_heads // tp)
 
 
-def moe_layers(model: ModelSpec) -> int:
-    """Layers whose FFN is a mixture of experts: every `layer_step`-th one after the leading dense layers."""
-    if model.moe is None:
-        return 0
-    return (model.n_layers - model.moe.n_dense_layers) // model.moe.layer_step
-
-
 # --- linear layers
 
 
@@ -173,7 +146,7 @@ def gemm_flops(m: Amount, n: Amount, k: Amount) -> Amount:
 
 def gemm_weight_bytes(n: Amount, k: Amount, dtype: str = "bf16") -> Amount:
     """n k stored weights, scales included."""
-    return n * k * weight_bytes_per_element(dtype)
+    return n * k * bytes_per_element(dtype)
 
 
 def gemm_activation_bytes(m: Amount, n: Amount, k: Amount) -> Amount:
@@ -187,7 +160,8 @@ def gemm_activation_bytes(m: Amount, n: Amount, k: Amount) -> Amount:
 def attention_flops(pairs: Amount, heads: Amount, qk_dim: Amount, v_dim: Amount | None = None) -> Amount:
     """Scores and weighted values over query-key pairs: 2 pairs H (d_qk + d_v); 4 pairs H d where both are d.
 
-    `pairs`: a decode of context c has c; a chunk of c tokens after `done` has c done + c (c + 1) / 2 (causal).
+    `pairs`: a decode of context c has c; a chunk of c tokens after `done` has c done + c (c + 1) / 2
+    (causal).
     """
     return 2 * pairs * heads * (qk_dim + (qk_dim if v_dim is None else v_dim))
 
@@ -202,9 +176,11 @@ def causal_pairs(chunk: Amount, done: Amount = 0) -> Amount:
 
 
 def windowed_pairs(chunk: Amount, done: Amount, window: Amount) -> Amount:
-    """Pairs of a chunk when each query sees at most `window` keys (itself included): Σ_i min(done + i, window).
+    """Pairs of a chunk when each query sees at most `window` keys (itself included): Σ_i min(done + i,
+    window).
 
-    Works on scalars and arrays, fractional mean lengths included (then the sum is its continuous-length extension).
+    Works on scalars and arrays, fractional mean lengths included (then the sum is its continuous-length
+    extension).
 
     >>> windowed_pairs(4, 0, 2), windowed_pairs(2, 10, 100)
     (7.0, 23.0)
@@ -224,12 +200,12 @@ def _between(value: Amount, high: Amount) -> Amount:
 
 def kv_bytes(tokens: Amount, kv_heads: Amount, head_dim: Amount, kv_dtype: str = "bf16") -> Amount:
     """Keys and values of `tokens` in one layer on one GPU: 2 K d bytes each."""
-    return tokens * (2 * kv_heads * head_dim * kv_bytes_per_element(kv_dtype))
+    return tokens * (2 * kv_heads * head_dim * bytes_per_element(kv_dtype))
 
 
 def latent_bytes(tokens: Amount, rank: int, rope_dim: int, kv_dtype: str = "bf16") -> Amount:
     """MLA latent of `tokens` in one layer: (d_c + d_r) elements each, replicated on every GPU."""
-    return tokens * ((rank + rope_dim) * kv_bytes_per_element(kv_dtype))
+    return tokens * ((rank + rope_dim) * bytes_per_element(kv_dtype))
 
 
 def query_bytes(tokens: Amount, heads: Amount, head_dim: Amount, v_dim: Amount | None = None) -> Amount:
@@ -255,8 +231,8 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16", tp: int = 1) ->
 def distinct_experts(tokens: Amount, n_experts: int, top_k: int, skew: float = 0.0) -> Amount:
     """Expected number of distinct experts that `tokens` touch when each draws k of N.
 
-    Uniform routing (skew 0): N (1 - (1 - k/N)^T). With skew a, expert i is drawn with a probability proportional to
-    (i + 1)^-a (a Zipf law, each at most 1 a token): Σ_i 1 - (1 - p_i)^T.
+    Uniform routing (skew 0): N (1 - (1 - k/N)^T). With skew a, expert i is drawn with a probability
+    proportional to (i + 1)^-a (a Zipf law, each at most 1 a token): Σ_i 1 - (1 - p_i)^T.
     """
     import numpy as np
 
@@ -288,20 +264,51 @@ def expert_probabilities(n_experts: int, top_k: int, skew: float) -> Any:
     return p
 
 
-def moe_flops(tokens: Amount, top_k: int, hidden: int, expert: int, gated: bool = True) -> Amount:
-    """FLOPs of the routed experts: T k experts of 2 (3 or 2) D F each."""
-    return 2 * tokens * top_k * (3 if gated else 2) * hidden * expert
+@dataclass(frozen=True, slots=True)
+class MoeShape:
+    """Routed experts of one layer: `expert` is the width one GPU computes, `ep` over how many GPUs experts spread."""
+
+    hidden: int
+    expert: int
+    n_experts: int
+    top_k: int
+    gated: bool = True
+    ep: int = 1
+    skew: float = 0.0
 
 
-def expert_weight_bytes(hidden: int, expert: int, dtype: str = "bf16", gated: bool = True) -> float:
-    """Bytes of one expert: 3 D F weights (gate, up, down), 2 where not gated."""
-    return (3 if gated else 2) * hidden * expert * weight_bytes_per_element(dtype)
+def expert_bytes(shape: MoeShape, dtype: str = "bf16") -> float:
+    """Bytes of one expert as one GPU holds it: 3 D F weights (gate, up, down), 2 where not gated."""
+    return (3 if shape.gated else 2) * shape.hidden * shape.expert * bytes_per_element(dtype)
 
 
-def moe_activation_bytes(tokens: Amount, top_k: int, hidden: int, expert: int, gated: bool = True) -> Amount:
-    """Activations that a fused MoE moves: tokens in and out, and each routed copy's up and down intermediates."""
-    up = 2 * expert if gated else expert
-    return ACTIVATION_BYTES * tokens * (2 * hidden + top_k * (up + expert + hidden))
+def moe_work(tokens: Amount, shape: MoeShape, dtype: str = "bf16") -> tuple[Amount, Amount]:
+    """FLOPs and bytes of one layer's routed experts on one GPU (the busiest, when experts are spread and
+    skewed).
+
+    FLOPs: T k copies through 2 (3 or 2) D F. Bytes: the distinct experts touched, plus activations: tokens in
+    and out, and each copy's up and down intermediates.
+    """
+    share = busiest_share(shape)
+    copies = tokens * shape.top_k * share
+    matrices = 3 if shape.gated else 2
+    flops = 2 * copies * matrices * shape.hidden * shape.expert
+    experts = distinct_experts(tokens, shape.n_experts, shape.top_k, shape.skew) / shape.ep
+    middle = (2 if shape.gated else 1) * shape.expert + shape.expert + shape.hidden
+    activations = ACTIVATION_BYTES * (2 * tokens * shape.hidden / shape.ep + copies * middle)
+    return flops, experts * expert_bytes(shape, dtype) + activations
+
+
+def busiest_share(shape: MoeShape) -> float:
+    """Share of the routed copies that the busiest GPU computes: 1/ep when balanced, more when skewed.
+
+    Experts sit on GPUs in blocks of N/ep dealt round robin by popularity, as an expert load balancer would
+    place them, so the busiest GPU holds the most popular expert and every ep-th after it.
+    """
+    if shape.ep == 1 or shape.skew == 0.0:
+        return 1.0 / shape.ep
+    p = expert_probabilities(shape.n_experts, shape.top_k, shape.skew)
+    return float(p[:: shape.ep].sum() / shape.top_k)
 
 
 # --- elementwise
@@ -310,17 +317,16 @@ def moe_activation_bytes(tokens: Amount, top_k: int, hidden: int, expert: int, g
 def elementwise_bytes(model: ModelSpec, tokens: Amount, tp: int = 1, fused: bool = True) -> dict[str, Amount]:
     """Bytes that one layer's elementwise kernels move, by kernel name (one launch each).
 
-    Fused (torch.compile, vLLM's default): residual-add + norm twice (read x and residual, write both: 4 D), rope on
-    the query and key heads in place, activation (gated: read 2F, write F). Not fused: two norms (2 D each) and two
-    residual adds (3 D each) are separate launches.
+    Fused (torch.compile, vLLM's default): each norm takes the residual add before it along (read x and
+    residual, write both: 4 D); rope on query and key heads in place; activation (gated: read 2F, write F).
+    Not fused: norms (2 D each) and the two residual adds (3 D each) are launches of their own.
     """
     width = model.hidden_size * tokens * ACTIVATION_BYTES
-    kernels = (
-        {"add_norm_1": 4 * width, "add_norm_2": 4 * width}
-        if fused
-        else {"norm_1": 2 * width, "norm_2": 2 * width, "residual_1": 3 * width, "residual_2": 3 * width}
-    )
-    kernels["rope"] = 2 * ACTIVATION_BYTES * tokens * _rope_width(model, tp)
+    kernels = {f"norm_{i + 1}": (4 if fused else 2) * width for i in range(model.norms_per_layer)}
+    if not fused:
+        kernels |= {"residual_1": 3 * width, "residual_2": 3 * width}
+    if not model.learned_positions:
+        kernels["rope"] = 2 * ACTIVATION_BYTES * tokens * _rope_width(model, tp)
     kernels["act"] = ACTIVATION_BYTES * tokens * _act_width(model, tp)
     return kernels
 
@@ -333,10 +339,10 @@ def _rope_width(model: ModelSpec, tp: int) -> float:
 
 
 def _act_width(model: ModelSpec, tp: int) -> float:
-    """Elements read and written by the activation a token, averaged over layers (a fused MoE does its own)."""
+    """Elements a token that activations read and write, a mean over layers (a fused MoE does its own)."""
     copies = 3 if model.gated_ffn else 2
-    dense = (model.n_layers - moe_layers(model)) * model.ffn_size
-    shared = moe_layers(model) * model.moe.n_shared * model.moe.shared_size if model.moe is not None else 0
+    dense = (model.n_layers - model.n_moe_layers) * model.ffn_size
+    shared = model.n_moe_layers * model.moe.n_shared * model.moe.shared_size if model.moe is not None else 0
     return copies * (dense + shared) / (model.n_layers * tp)
 
 
@@ -348,58 +354,9 @@ def linears(model: ModelSpec, tp: int = 1) -> tuple[Linear, ...]:
     return (*attention_linears(model, tp), *ffn_linears(model, tp), head_linear(model, tp))
 
 
-def routed_expert_params(model: ModelSpec) -> int:
-    """Parameters of all routed experts of all layers, whole model."""
-    if model.moe is None:
-        return 0
-    matrices = 3 if model.gated_ffn else 2
-    return moe_layers(model) * model.moe.n_experts * matrices * model.hidden_size * model.moe.expert_size
-
-
-def other_params(model: ModelSpec, tp: int = 1) -> int:
-    """Parameters that stay bf16 on one GPU: input embedding (divided by TP), norms, biases, learned positions."""
-    width, layers = model.hidden_size, model.n_layers
-    heads, kv_heads = heads_per_gpu(model, tp)
-    norms = (2 * layers + 1) * width * (1 if model.norm == "rms" else 2)
-    norms += layers * 2 * model.head_dim if model.qk_norm else 0
-    if model.mla is not None:
-        norms += layers * (model.mla.kv_lora_rank + (model.mla.q_lora_rank or 0))
-    bias = layers * (heads + 2 * kv_heads) * model.head_dim if model.qkv_bias or model.linear_bias else 0
-    if model.linear_bias:
-        bias += layers * (2 * width + _up(model, ceil_div(model.ffn_size, tp)))
-    embedding = 0 if model.tie_embeddings else ceil_div(model.vocab_size, tp) * width
-    return embedding + norms + bias + model.learned_positions * width
-
-
-def params(model: ModelSpec) -> int:
-    """All parameters of the model: linear layers, routed experts, embeddings, norms, biases."""
-    dense = sum(x.n * x.k * x.count for x in linears(model))
-    return dense + routed_expert_params(model) + other_params(model)
-
-
-def active_params(model: ModelSpec) -> int:
-    """Parameters that one token uses: all but the experts it is not routed to (embedding included)."""
-    if model.moe is None:
-        return params(model)
-    routed = routed_expert_params(model)
-    return params(model) - routed + routed * model.moe.top_k // model.moe.n_experts
-
-
-def weight_bytes(model: ModelSpec, tp: int = 1) -> float:
-    """Bytes of the weights on one GPU: linear layers in `weight_dtype`, LM head, embeddings, router and norms in bf16.
-
-    Quantised checkpoints keep the LM head, the embedding and the router in 16 bits (GPTQ, AWQ and fp8 releases do).
-    """
-    total = float(other_params(model, tp)) * ACTIVATION_BYTES
-    for linear in linears(model, tp):
-        total += linear.count * gemm_weight_bytes(linear.n, linear.k, linear_dtype(model, linear))
-    if model.moe is not None:
-        total += routed_expert_params(model) / tp * weight_bytes_per_element(model.weight_dtype)
-    return total
-
-
 def linear_dtype(model: ModelSpec, linear: Linear) -> str:
-    """Dtype in which one linear layer is stored: bf16 for LM head and router of a quantised model."""
-    keep = linear.kernel == "lm_head" or linear.name == "router"
-    sixteen = model.weight_dtype in ("bf16", "fp16", "fp32")
-    return "bf16" if keep and not sixteen else model.weight_dtype
+    """Dtype in which one linear layer is stored: LM head and router of a quantised model stay bf16."""
+    if linear.kernel == "lm_head" or linear.name == "router":
+        return "fp32" if model.weight_dtype == "fp32" else "bf16"
+    attention = linear.name in ("qkv", "attention_out", "q", "q_up", "q_kv_down", "kv_down", "kv_up")
+    return (model.attention_dtype if attention else None) or model.weight_dtype

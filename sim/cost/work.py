@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 KERNELS = ("gemm", "attention_prefill", "attention_decode", "moe", "elementwise", "lm_head", "comm", "host")
 """Kernel classes of a breakdown, in the order of the columns of `StepCost`."""
@@ -69,7 +70,9 @@ class CostModel(Protocol):
     """Prices steps. Pure: the same work always costs the same.
 
     A plug-in (`--cost-model module:Class`) needs `step_s` alone; without `leap` it is asked once a step, without
-    `explain` its steps are booked under one class.
+    `explain` its steps are booked under one class (`plugins.completed` adds what is missing). It may also have
+    `warnings: tuple[str, ...]`, what a reader of the result must know (constants of another GPU, work outside the
+    range of the data); they may grow with each `explain_many`.
     """
 
     def step_s(self, work: StepWork) -> float:
@@ -86,4 +89,14 @@ class CostModel(Protocol):
 
     def explain(self, work: StepWork) -> StepCost:
         """The breakdown of `step_s(work)`; its total equals it."""
+        ...
+
+    def explain_many(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Any, Any]:
+        """The breakdown of many steps at once.
+
+        `columns`: arrays of shape (steps,) by name, the fields of `StepWork`; `context_tokens` is that of the first
+        attention window, `context_tokens_1`, ... of the others; for a leap the mean context over its steps, a float.
+        Returns {kernel: {bound: seconds}}, FLOPs and HBM bytes (one GPU of a TP group), arrays of shape (steps,); the
+        seconds of a row sum to `step_s` of its work.
+        """
         ...

@@ -1,0 +1,96 @@
+"""Robust fits of positive constants: least squares on log(predicted / measured), with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stepline.traces.errors import CalibrationError
+
+Array = NDArray[np.float64]
+Predict = Callable[[Mapping[str, float]], Array]
+
+OUTLIER_SCALE = 0.1
+"""Residuals above 10 % count linearly instead of squared (soft L1): stray rows do not move the constants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Fitted constants (fixed ones included) with standard errors and the covariance of the fitted logarithms."""
+
+    constants: dict[str, float]
+    standard_errors: dict[str, float]
+    covariance: tuple[tuple[float, ...], ...]
+    fitted: tuple[str, ...]
+
+
+def fit_constants(
+    predict: Predict,
+    seconds: Array,
+    start: Mapping[str, float],
+    fixed: Mapping[str, float] | None = None,
+    weights: Array | None = None,
+) -> Fit:
+    """Fit the constants of `start` so that predict(constants) ≈ seconds in log ratio.
+
+    All constants are positive and fitted as logarithms; `*_eff` stay at most 1, `exponent` at least 1.
+
+    Args:
+        predict: seconds of every row, shape (rows,), from a mapping of constants.
+        seconds: measured, shape (rows,).
+        start: first guess of each constant to fit.
+        fixed: constants that stay.
+        weights: of the rows, shape (rows,); None: equal.
+
+    Raises:
+        CalibrationError: fewer than two rows a constant, or no convergence.
+    """
+    from scipy.optimize import least_squares
+
+    names = tuple(start)
+    if len(seconds) < 2 * len(names):
+        raise CalibrationError(
+            f"got {len(seconds)} rows for {len(names)} constants ({', '.join(names)}): too few"
+        )
+    fixed = dict(fixed or {})
+    root = 1.0 if weights is None else np.sqrt(weights)
+    low, high = _bounds(names)
+    x0 = np.clip(np.log([start[name] for name in names]), low + 1e-6, high - 1e-6)
+
+    def residuals(x: Array) -> Any:
+        constants = {**fixed, **dict(zip(names, np.exp(x), strict=True))}
+        return root * np.log(predict(constants) / seconds)
+
+    found = least_squares(
+        residuals, x0, bounds=(low, high), loss="soft_l1", f_scale=OUTLIER_SCALE, x_scale=1.0
+    )
+    if not found.success or not np.isfinite(found.x).all():
+        raise CalibrationError(f"fit of {', '.join(names)} did not converge: {found.message}")
+    values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
+    covariance = _covariance(found.jac, residuals(found.x))
+    errors = {name: values[name] * float(np.sqrt(covariance[i, i])) for i, name in enumerate(names)}
+    return Fit({**values, **fixed}, errors, tuple(tuple(row) for row in covariance.tolist()), names)
+
+
+def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:
+    low = [0.0 if name == "exponent" else np.log(1e-3) if name.endswith("_eff") else -40.0 for name in names]
+    high = [np.log(8.0) if name == "exponent" else 0.0 if name.endswith("_eff") else 5.0 for name in names]
+    return np.array(low), np.array(high)
+
+
+def _covariance(jacobian: Array, residuals: Array) -> Array:
+    """Covariance of the fitted logarithms: s² (JᵀJ)⁺ with s² the mean squared residual a degree of freedom.
+
+    Rows of one shape family are not independent, so this is a lower bound; held-out errors say more.
+    """
+    freedom = max(len(residuals) - jacobian.shape[1], 1)
+    variance = float((residuals**2).sum()) / freedom
+    return np.asarray(np.linalg.pinv(jacobian.T @ jacobian) * variance)
+
+
+def mape(predicted: Array, seconds: Array) -> float:
+    """Mean absolute relative error, a fraction; NaN for no rows."""
+    return float(np.mean(np.abs(predicted / seconds - 1.0))) if len(seconds) else float("nan")

@@ -1,0 +1,260 @@
+"""Reader of the published kernel tables in the PyPI package `aiconfigurator-core` (Apache-2.0), without importing it.
+
+Every row is brought to `schema.TIMING_COLUMNS`. The traps of that data, all handled here: latencies are
+milliseconds (means of six CUDA-graph replays), collective sizes are elements, small GEMM and decode rows ran
+L2-warm, fp8_block rows were launched eagerly, and a decode's `step` is the tokens before the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepline.traces.errors import CalibrationError, nearest
+
+from .schema import check_timings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE = "aiconfigurator-core"
+SYSTEMS: dict[str, str] = {
+    "h100-sxm": "h100_sxm",
+    "h200": "h200_sxm",
+    "b200": "b200_sxm",
+    "a100-80": "a100_sxm",
+    "l40s": "l40s",
+}
+"""Our GPU name -> folder of the package."""
+
+DTYPES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16", "half": "bf16", "int4_wo": "int4"}
+"""Their dtype name -> ours; other names stay."""
+
+GEMM_L2_BYTES = 50e6
+"""The collector cycles six weight buffers: below 6 · n · k · bytes = 50 MB they all stay in an H100's L2."""
+
+DECODE_L2_BYTES = 40e6
+"""Decode rows whose KV is below 40 MB are replayed out of L2."""
+
+
+def tables_dir(explicit: Path | str | None = None) -> Path:
+    """Folder `systems/data` of the tables: the given one, else that of the installed package.
+
+    Raises:
+        CalibrationError: the folder does not exist, or the package is not installed.
+    """
+    if explicit is not None:
+        path = Path(explicit)
+        for candidate in (path, path / "systems" / "data", path / "aiconfigurator_core" / "systems" / "data"):
+            if any((candidate / system).is_dir() for system in SYSTEMS.values()):
+                return candidate
+        raise CalibrationError(
+            f"{path}: got no table folder, expected one with {', '.join(SYSTEMS.values())}"
+        )
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise CalibrationError(
+            f"source aiconfigurator: package {PACKAGE} is not installed; pip install 'stepline[h100]' "
+            "or give --tables DIR"
+        ) from None
+    data = next((f for f in files if "/systems/data/" in f"/{f.as_posix()}"), None)
+    if data is None:
+        raise CalibrationError(f"source aiconfigurator: the installed {PACKAGE} holds no systems/data folder")
+    parts = data.parts
+    root = Path(*parts[: parts.index("data") + 1])
+    return Path(str(importlib.metadata.distribution(PACKAGE).locate_file(root)))
+
+
+def package_version() -> str:
+    """Version of the installed package, or `unknown` for a bare folder of tables."""
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def table_file(root: Path, gpu: str, family: str, library: str, name: str) -> Path | None:
+    """Path of one table, or None where the package has none for this GPU, kernel family and library.
+
+    Raises:
+        CalibrationError: unknown GPU, or a library that is not NAME-VERSION.
+    """
+    if gpu not in SYSTEMS:
+        raise CalibrationError(f"--gpu: got {gpu!r}{nearest(gpu, SYSTEMS)}")
+    vendor, _, version = library.partition("-")
+    if not version:
+        raise CalibrationError(f"--library: got {library!r}, expected NAME-VERSION such as vllm-0.24.0")
+    path = root / SYSTEMS[gpu] / family / vendor / version / f"{name}.parquet"
+    return path if path.is_file() else None
+
+
+def known_libraries(root: Path, gpu: str) -> tuple[str, ...]:
+    """Libraries (NAME-VERSION) that have GEMM tables for a GPU."""
+    folder = root / SYSTEMS[gpu] / "gemm"
+    found = sorted(folder.glob("*/*/gemm_perf.parquet"))
+    return tuple(f"{path.parent.parent.name}-{path.parent.name}" for path in found)
+
+
+def read_tables(root: Path, gpu: str, library: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """All tables of a GPU and library in the timing schema, and {file: sha256} of what was read.
+
+    Raises:
+        CalibrationError: unknown GPU or library, or rows that are no timings.
+    """
+    import pandas as pd
+
+    if gpu not in SYSTEMS:
+        raise CalibrationError(f"--gpu: got {gpu!r}{nearest(gpu, SYSTEMS)}")
+    frames, hashes = [], {}
+    for family, name, convert in _TABLES:
+        path = table_file(root, gpu, family, library, name)
+        if path is None:
+            continue
+        hashes[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+        frames.append(_converted(path, convert, gpu, library))
+    nccl = _latest_nccl(root, gpu)
+    if frames and nccl is not None:
+        hashes[nccl.relative_to(root).as_posix()] = hashlib.sha256(nccl.read_bytes()).hexdigest()
+        frames.append(_converted(nccl, _nccl, gpu, f"nccl-{nccl.parent.name}"))
+    if not frames:
+        raise CalibrationError(
+            f"--library: got {library!r} for {gpu}{nearest(library, known_libraries(root, gpu))}"
+        )
+    return pd.concat(frames, ignore_index=True), hashes
+
+
+def _converted(
+    path: Path, convert: Callable[[pd.DataFrame], dict[str, Any]], gpu: str, library: str
+) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = pd.read_parquet(path)
+    if "latency" not in rows.columns:
+        raise CalibrationError(f"{path}: missing column 'latency'")
+    try:
+        columns = convert(rows)
+    except KeyError as error:
+        raise CalibrationError(f"{path}: missing column {error}") from None
+    frame = pd.DataFrame({"gpu": gpu, "library": library, "median_s": rows["latency"] * 1e-3, **columns})
+    frame["repeats"] = 6
+    return check_timings(frame[frame["kernel"] != ""], str(path))
+
+
+def _dtype(names: pd.Series) -> pd.Series:
+    return names.map(lambda name: DTYPES.get(name, name))
+
+
+def _gemm(rows: pd.DataFrame) -> dict[str, Any]:
+    dtype = _dtype(rows["gemm_dtype"])
+    width = dtype.map({"bf16": 2.0, "fp16": 2.0, "int4": 0.5}).fillna(1.0)
+    return {
+        "kernel": "gemm",
+        "dtype": dtype,
+        "m": rows["m"],
+        "n": rows["n"],
+        "k": rows["k"],
+        "graph": dtype != "fp8_block",  # launched eagerly: below m = 1 k its time is the host's
+        "cold": 6 * rows["n"] * rows["k"] * width >= GEMM_L2_BYTES,
+    }
+
+
+def _attention(rows: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "dtype": _dtype(rows["attn_dtype"]),
+        "kv_dtype": _dtype(rows["kv_cache_dtype"]),
+        "batch": rows["batch_size"],
+        "heads": rows["num_heads"],
+        "kv_heads": rows["num_key_value_heads"].where(rows["num_key_value_heads"] > 0, rows["num_heads"]),
+        "head_dim": rows["head_dim"],
+        "window": rows["window_size"].where(rows["window_size"] > 0),
+        "graph": True,
+    }
+
+
+def _context_attention(rows: pd.DataFrame) -> dict[str, Any]:
+    return {
+        **_attention(rows),
+        "kernel": "attention_prefill",
+        "query_tokens": rows["isl"],
+        "context_tokens": rows["isl"] + rows["step"],
+        "history_tokens": rows["step"],
+        "cold": True,
+    }
+
+
+def _generation_attention(rows: pd.DataFrame) -> dict[str, Any]:
+    columns = _attention(rows)
+    context = rows["isl"] + rows["step"]
+    width = columns["kv_dtype"].map({"bf16": 2.0, "fp16": 2.0}).fillna(1.0)
+    read = context.where(columns["window"].isna(), context.clip(upper=columns["window"].fillna(1e12)))
+    kv = 2 * rows["batch_size"] * read * columns["kv_heads"] * rows["head_dim"] * width
+    return {
+        **columns,
+        "kernel": "attention_decode",
+        "query_tokens": 1,
+        "context_tokens": context,
+        "history_tokens": rows["step"],
+        "cold": kv >= DECODE_L2_BYTES,
+    }
+
+
+def _all_reduce(rows: pd.DataFrame) -> dict[str, Any]:
+    source = rows["backend"] if "backend" in rows else rows["kernel_source"]
+    return {
+        "kernel": "all_reduce",
+        "dtype": _dtype(rows["allreduce_dtype"]),
+        "world": rows["num_gpus"],
+        "message_bytes": rows["message_size"] * 2,  # the table counts elements
+        "graph": ~source.str.contains("eager"),
+        "cold": True,
+    }
+
+
+NCCL_KERNELS = {"all_gather": "all_gather", "alltoall": "all_to_all", "reduce_scatter": "reduce_scatter"}
+
+
+def _nccl(rows: pd.DataFrame) -> dict[str, Any]:
+    kept = rows["op_name"].map(NCCL_KERNELS).where(rows["nccl_dtype"] == "half").fillna("")
+    return {
+        "kernel": kept,
+        "dtype": "bf16",
+        "world": rows["num_gpus"],
+        "message_bytes": rows["message_size"] * 2,
+        "graph": True,
+        "cold": True,
+    }
+
+
+def _latest_nccl(root: Path, gpu: str) -> Path | None:
+    found = list((root / SYSTEMS[gpu] / "comm" / "nccl").glob("*/nccl_perf.parquet"))
+    return max(found, key=lambda p: tuple(int(x) for x in p.parent.name.split("."))) if found else None
+
+
+def _moe(rows: pd.DataFrame) -> dict[str, Any]:
+    law = rows["distribution"].str.extract(r"power_law_([\d.]+)")[0].astype(float).fillna(0.0)
+    return {
+        "kernel": "moe",
+        "dtype": _dtype(rows["moe_dtype"]),
+        "m": rows["num_tokens"],
+        "n": rows["inter_size"] // rows["moe_tp_size"],
+        "k": rows["hidden_size"],
+        "n_experts": rows["num_experts"],
+        "top_k": rows["topk"],
+        "ep": rows["moe_ep_size"],
+        "skew": law,
+        "graph": True,
+        "cold": True,
+    }
+
+
+_TABLES: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] = (
+    ("gemm", "gemm_perf", _gemm),
+    ("attention", "context_attention_perf", _context_attention),
+    ("attention", "generation_attention_perf", _generation_attention),
+    ("comm", "custom_allreduce_perf", _all_reduce),
+    ("moe", "moe_perf", _moe),
+)

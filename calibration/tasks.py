@@ -1,0 +1,257 @@
+"""What is fitted: for each kernel its rows, its form (the simulator's own), its constants, splits and regimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stepline.sim.cost import forms, operators
+from stepline.sim.cost.roofline import compute_peak
+from stepline.sim.cost.specs import GpuSpec
+
+from .fit_core import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = dict[str, Array]
+"""Shape columns of the selected rows as float arrays; text columns are not needed once rows are selected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kernel to fit.
+
+    name       kernel name in the calibration
+    form       form name, see `stepline.sim.cost.calibration.FORMS`
+    select     rows of a timing table that this kernel is fitted on, for a weight dtype
+    predict    seconds from (constants, columns, GPU, dtype): the simulator's own form on the operators' amounts
+    floor      seconds below which no GPU can be, same arguments without constants
+    start      first guess of the fitted constants; `fixed` the others
+    group      columns that together name a shape family (held out whole in the `unseen` split)
+    size       column whose largest values the `largest` split holds out, with the share of rows held out
+    regime     column of the regimes and their edges (upper ends)
+    scope      which subset of the table this is, in words
+    """
+
+    name: str
+    form: str
+    select: Callable[[pd.DataFrame, str], pd.DataFrame]
+    predict: Callable[[Mapping[str, float], Columns, GpuSpec, str], Array]
+    floor: Callable[[Columns, GpuSpec, str], Array]
+    start: Mapping[str, float]
+    shapes: tuple[str, ...]
+    group: tuple[str, ...]
+    size: str
+    regime: tuple[str, tuple[float, ...]]
+    scope: str
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    wide: tuple[str, ...] = ()
+
+
+def columns_of(rows: pd.DataFrame, task: Task) -> Columns:
+    """Shape columns of `rows` as floats."""
+    return {name: rows[name].to_numpy(dtype=float, na_value=np.nan) for name in task.shapes}
+
+
+def merged(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """One row a shape: the median of repeats."""
+    return rows.groupby(list(task.shapes), as_index=False, sort=True)["median_s"].median()
+
+
+M_REGIMES = (16.0, 256.0, 4096.0)
+"""Upper ends of the token regimes: m <= 16, 16-256, 256-4 k, above."""
+
+
+# --- GEMM
+
+
+def _gemm_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    rows = table[(table["kernel"] == "gemm") & table["dtype"].isin(_aliases(dtype))]
+    return rows[
+        rows["graph"].fillna(True).astype(bool) | (rows["m"] >= 1024)
+    ]  # eager rows time the host below 1 k
+
+
+def _aliases(dtype: str) -> tuple[str, ...]:
+    return ("bf16", "fp16") if dtype == "bf16" else (dtype,)
+
+
+def _gemm_bytes(x: Columns, dtype: str) -> Array:
+    weights = operators.gemm_weight_bytes(x["n"], x["k"], dtype)
+    return np.asarray(weights + operators.gemm_activation_bytes(x["m"], x["n"], x["k"]))
+
+
+def _gemm_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    return np.asarray(
+        forms.gemm_s(x["m"], x["n"], x["k"], _gemm_bytes(x, dtype), c, gpu, compute_peak(gpu, dtype))
+    )
+
+
+def _gemm_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    flops = operators.gemm_flops(x["m"], x["n"], x["k"])
+    return np.maximum(flops / compute_peak(gpu, dtype), _gemm_bytes(x, dtype) / gpu.hbm_bytes_per_s)
+
+
+GEMM = Task(
+    name="gemm",
+    form="k-chain",
+    select=_gemm_rows,
+    predict=_gemm_s,
+    floor=_gemm_floor,
+    start={"t0_s": 2.6e-6, "compute_eff": 0.8, "memory_eff": 0.85, "chain_s_per_k": 1.3e-9},
+    fixed={"exponent": 2.0},
+    shapes=("m", "n", "k"),
+    group=("n", "k"),
+    size="m",
+    wide=("n", "k"),
+    regime=("m", M_REGIMES),
+    scope="all m, n, k of the dtype, L2-warm rows included",
+)
+
+
+# --- attention
+
+
+def _attention_rows(table: pd.DataFrame, kernel: str, mha: bool) -> pd.DataFrame:
+    rows = table[(table["kernel"] == kernel) & (table["head_dim"] == 128) & table["window"].isna()]
+    rows = rows[rows["kv_dtype"].isin(("bf16", "fp16")) | rows["kv_dtype"].isna()]
+    rows = rows[~rows["ragged"].fillna(False).astype(bool)]
+    same = rows["heads"] == rows["kv_heads"]
+    return rows[same if mha else ~same]
+
+
+def _prefill_rows(mha: bool) -> Callable[[Any, str], Any]:
+    def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+        del dtype  # attention computes in bf16 whatever the weights store
+        rows = _attention_rows(table, "attention_prefill", mha)
+        return rows[rows["history_tokens"].fillna(0) == 0]
+
+    return select
+
+
+def _decode_rows(mha: bool) -> Callable[[Any, str], Any]:
+    def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+        del dtype
+        return _attention_rows(table, "attention_decode", mha)
+
+    return select
+
+
+def _prefill_work(x: Columns) -> tuple[Array, Array]:
+    pairs = x["batch"] * x["query_tokens"] * (x["query_tokens"] + 1) / 2
+    tokens = x["batch"] * x["query_tokens"]
+    flops = operators.attention_flops(pairs, x["heads"], x["head_dim"])
+    bytes_ = operators.query_bytes(tokens, x["heads"], x["head_dim"])
+    return flops, bytes_ + operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"])
+
+
+def _prefill_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    return np.asarray(forms.overlapped_s(*_prefill_work(x), c, gpu, compute_peak(gpu, "bf16")))
+
+
+def _prefill_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    flops, bytes_ = _prefill_work(x)
+    return np.maximum(flops / compute_peak(gpu, "bf16"), bytes_ / gpu.hbm_bytes_per_s)
+
+
+def _decode_work(x: Columns) -> tuple[Array, Array, Array]:
+    tokens = x["batch"] * x["context_tokens"]
+    query = operators.query_bytes(x["batch"], x["heads"], x["head_dim"])
+    kv = operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"])
+    return query, kv, operators.attention_flops(tokens, x["heads"], x["head_dim"])
+
+
+def _decode_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    peak = compute_peak(gpu, "bf16")
+    return np.asarray(forms.decode_attention_s(x["batch"], x["kv_heads"], *_decode_work(x), c, gpu, peak))
+
+
+def _decode_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    query, kv, flops = _decode_work(x)
+    return np.maximum(flops / compute_peak(gpu, "bf16"), (query + kv) / gpu.hbm_bytes_per_s)
+
+
+def _prefill_task(mha: bool) -> Task:
+    return Task(
+        name="attention_prefill_mha" if mha else "attention_prefill",
+        form="p-norm",
+        select=_prefill_rows(mha),
+        predict=_prefill_s,
+        floor=_prefill_floor,
+        start={"t0_s": 12.8e-6, "compute_eff": 0.65, "memory_eff": 0.38, "exponent": 1.12},
+        shapes=("batch", "query_tokens", "heads", "kv_heads", "head_dim"),
+        group=("heads", "kv_heads"),
+        size="query_tokens",
+        regime=("query_tokens", M_REGIMES),
+        scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
+    )
+
+
+def _decode_task(mha: bool) -> Task:
+    return Task(
+        name="attention_decode_mha" if mha else "attention_decode",
+        form="waves",
+        select=_decode_rows(mha),
+        predict=_decode_s,
+        floor=_decode_floor,
+        start={"t0_s": 12e-6, "wave_s": 3.3e-6, "memory_eff": 0.9},
+        shapes=("batch", "context_tokens", "heads", "kv_heads", "head_dim"),
+        group=("heads", "kv_heads"),
+        size="context_tokens",
+        regime=("context_tokens", M_REGIMES),
+        scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
+    )
+
+
+PREFILL, PREFILL_MHA = _prefill_task(False), _prefill_task(True)
+DECODE, DECODE_MHA = _decode_task(False), _decode_task(True)
+
+
+# --- collectives
+
+
+def _collective_task(kind: str, world: int) -> Task:
+    def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+        del dtype
+        rows = table[(table["kernel"] == kind) & (table["world"] == world)]
+        return rows[rows["graph"].fillna(True).astype(bool)]
+
+    def predict(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+        del dtype
+        return np.asarray(forms.collective_s(x["message_bytes"], world, c, gpu, kind))
+
+    def floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+        del dtype
+        wire = (world - 1) / world * x["message_bytes"]
+        return np.asarray(wire / gpu.nvlink_bytes_per_s)
+
+    return Task(
+        name=f"{kind}_{world}",
+        form="alpha-beta",
+        select=select,
+        predict=predict,
+        floor=floor,
+        start={"t0_s": 5e-6, "one_shot_eff": 0.7, "two_shot_s": 1e-5, "two_shot_eff": 0.7},
+        shapes=("message_bytes",),
+        group=("message_bytes",),
+        size="message_bytes",
+        regime=("message_bytes", (65536.0, 1048576.0, 16777216.0)),
+        scope=f"{world} GPUs, CUDA graph",
+    )
+
+
+COLLECTIVES = tuple(
+    _collective_task(kind, world)
+    for kind in ("all_reduce", "all_gather", "all_to_all")
+    for world in (2, 4, 8)
+)
+
+TASKS: tuple[Task, ...] = (GEMM, PREFILL, PREFILL_MHA, DECODE, DECODE_MHA, *COLLECTIVES)
+"""Everything that can be fitted, in the order of reports."""

@@ -1,0 +1,294 @@
+"""Attention of one group of layers (one window): scalar for the hot path, vectorised for breakdowns, the same sums."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import forms, operators
+from .calibration import KernelFit
+from .forms import Array, Split
+from .specs import GpuSpec, ModelSpec
+
+Segments = tuple[list[float], list[float], list[float]]
+"""Piecewise-linear seconds over total context: ends (all but the last piece's), bases, slopes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What attention costs a pair, a query token and a key in one layer on one GPU.
+
+    flops_per_pair        2 H (d_qk + d_v)
+    query_bytes           query read and output written, a new token
+    kv_bytes              keys and values read, a context token
+    kv_floor_bytes        the least that must come from memory, a context token (MLA prefill: the latent)
+    expand_flops          MLA prefill: up-projection of a cached latent, a history token
+    kv_heads              CTAs a sequence opens in a decode
+    """
+
+    flops_per_pair: float
+    query_bytes: float
+    kv_bytes: float
+    kv_floor_bytes: float
+    kv_heads: int
+    expand_flops: float = 0.0
+
+
+def prefill_shape(model: ModelSpec, tp: int, kv_dtype: str) -> AttentionShape:
+    """Prefill attention; MLA runs expanded, per head d_nope + d_rope against d_v."""
+    heads, kv_heads = operators.heads_per_gpu(model, tp)
+    if model.mla is None:
+        return _plain_shape(heads, kv_heads, model.head_dim, kv_dtype)
+    mla = model.mla
+    qk = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    return AttentionShape(
+        flops_per_pair=operators.attention_flops(1.0, heads, qk, mla.v_head_dim),
+        query_bytes=operators.query_bytes(1.0, heads, qk, mla.v_head_dim),
+        kv_bytes=operators.ACTIVATION_BYTES * heads * (qk + mla.v_head_dim),
+        kv_floor_bytes=operators.latent_bytes(1.0, mla.kv_lora_rank, mla.qk_rope_head_dim, kv_dtype),
+        kv_heads=heads,
+        expand_flops=2.0 * mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+    )
+
+
+def decode_shape(model: ModelSpec, tp: int, kv_dtype: str) -> AttentionShape:
+    """Decode attention; MLA runs absorbed: every head against the latent of rank d_c (+ d_r for scores)."""
+    heads, kv_heads = operators.heads_per_gpu(model, tp)
+    if model.mla is None:
+        return _plain_shape(heads, kv_heads, model.head_dim, kv_dtype)
+    rank, rope = model.mla.kv_lora_rank, model.mla.qk_rope_head_dim
+    latent = operators.latent_bytes(1.0, rank, rope, kv_dtype)
+    return AttentionShape(
+        flops_per_pair=operators.attention_flops(1.0, heads, rank + rope, rank),
+        query_bytes=operators.query_bytes(1.0, heads, rank + rope, rank),
+        kv_bytes=latent,
+        kv_floor_bytes=latent,
+        kv_heads=1,
+    )
+
+
+def _plain_shape(heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> AttentionShape:
+    per_key = operators.kv_bytes(1.0, kv_heads, head_dim, kv_dtype)
+    return AttentionShape(
+        flops_per_pair=operators.attention_flops(1.0, heads, head_dim),
+        query_bytes=operators.query_bytes(1.0, heads, head_dim),
+        kv_bytes=per_key,
+        kv_floor_bytes=per_key,
+        kv_heads=kv_heads,
+    )
+
+
+class PrefillAttention:
+    """Chunk attention of `layers` layers with one window.
+
+    `history` names the rule for keys that were cached before the chunk (no published table has such a row):
+
+    - `work`: only the sums count; a chunk on a history costs what a fresh prompt of as many FLOPs and bytes costs.
+    - `split-kv`: the history is streamed flash-decoding style: its FLOPs at the prefill's efficiency and its bytes at
+      the decode kernel's overlap perfectly; only the chunk's own triangle pays as a fresh prompt does.
+
+    A window caps pairs as if the chunks of the step were of equal length and history (exact for one chunk a step).
+    """
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        fit: KernelFit,
+        gpu: GpuSpec,
+        peak: float,
+        *,
+        layers: int,
+        window: int | None,
+        history: str,
+        decode_eff: float,
+        slice_at: Mapping[str, float] | None = None,
+    ) -> None:
+        c = fit.constants
+        self.shape, self.layers, self.window = shape, layers, window
+        self.t0_s, self.exponent = c["t0_s"], c["exponent"]
+        self.flops_per_s = c["compute_eff"] * peak
+        self.bytes_per_s = c["memory_eff"] * gpu.hbm_bytes_per_s
+        self.history_bytes_per_s = decode_eff * gpu.hbm_bytes_per_s
+        self.split_history = history == "split-kv"
+        self.peak, self.bandwidth = peak, gpu.hbm_bytes_per_s
+        self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
+
+    def seconds(self, tokens: float, seqs: float, pairs: float, kv_tokens: float) -> float:
+        """Seconds of the chunks of one step (scalars); what `split` sums to."""
+        if self.window is not None:
+            pairs, kv_tokens = self._windowed(tokens, seqs, pairs, kv_tokens)
+        shape = self.shape
+        extra = 0.0
+        history = kv_tokens - tokens
+        if history > 0 and self.split_history:
+            fresh = min(tokens * (tokens / seqs + 1.0) / 2.0, pairs)
+            extra = max(
+                (pairs - fresh) * shape.flops_per_pair / self.flops_per_s,
+                history * shape.kv_bytes / self.history_bytes_per_s,
+            )
+            pairs, kv_tokens = fresh, tokens
+        compute = pairs * shape.flops_per_pair / self.flops_per_s
+        memory = (tokens * shape.query_bytes + kv_tokens * shape.kv_bytes) / self.bytes_per_s
+        if compute < memory:
+            compute, memory = memory, compute
+        if not math.isinf(self.exponent):  # the larger term scaled out, as forms.p_norm does
+            p = self.exponent
+            compute *= (1.0 + (memory / compute) ** p) ** (1.0 / p)
+        extra += max(history, 0.0) * shape.expand_flops / self.flops_per_s
+        if self.residual is None:
+            return self.layers * (self.t0_s + compute + extra)
+        split, _, _ = self.split(*(np.array([float(x)]) for x in (tokens, seqs, pairs, kv_tokens)))
+        return float(forms.total_s(split)[0])
+
+    def split(self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array) -> tuple[Split, Array, Array]:
+        """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where there is no chunk."""
+        some = tokens > 0
+        if self.window is not None:
+            pairs, kv_tokens = self._windowed(tokens, np.maximum(seqs, 1), pairs, kv_tokens)
+        shape = self.shape
+        history = np.maximum(kv_tokens - tokens, 0.0)
+        expand = history * shape.expand_flops
+        flops = pairs * shape.flops_per_pair + expand
+        floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
+        fresh, streamed = pairs, kv_tokens
+        old_compute = old_memory = np.zeros(np.shape(tokens))
+        if self.split_history:
+            triangle = np.minimum(tokens * (tokens / np.maximum(seqs, 1) + 1.0) / 2.0, pairs)
+            fresh = np.where(history > 0, triangle, pairs)
+            streamed = np.where(history > 0, tokens, kv_tokens)
+            old_compute = (pairs - fresh) * shape.flops_per_pair / self.flops_per_s
+            old_memory = np.where(history > 0, history * shape.kv_bytes / self.history_bytes_per_s, 0.0)
+        compute = fresh * shape.flops_per_pair / self.flops_per_s
+        memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
+        main = forms.p_norm(self.exponent, compute, memory)
+        split = forms.split_by_largest(self.t0_s, main, {"compute": compute, "kv_bandwidth": memory})
+        old = np.maximum(old_compute, old_memory)
+        split["compute"] = split["compute"] + expand / self.flops_per_s
+        split["compute"] = split["compute"] + np.where(old_compute >= old_memory, old, 0.0)
+        split["kv_bandwidth"] = split["kv_bandwidth"] + np.where(old_compute < old_memory, old, 0.0)
+        keep = np.where(some, float(self.layers), 0.0)
+        return forms.scaled(split, keep), flops * keep, floor_bytes * keep
+
+    def _windowed(self, tokens: Any, seqs: Any, pairs: Any, kv_tokens: Any) -> tuple[Any, Any]:
+        """Pairs and keys that a window leaves, for `seqs` equal chunks on equal histories."""
+        window = self.window or 0
+        chunk, done = tokens / seqs, (kv_tokens - tokens) / seqs
+        capped = seqs * operators.windowed_pairs(chunk, done, window)
+        kept = seqs * (chunk + _smaller(done, window - 1.0))
+        return _smaller(capped, pairs), _smaller(kept, kv_tokens)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    """Minimum that stays a plain float on the scalar path."""
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return min(a, float(b))
+    return np.minimum(a, b)
+
+
+class DecodeAttention:
+    """Decode attention of `layers` layers with one window: piecewise linear in the total context for a fixed batch.
+
+    By formula there is one piece, layers · (t0 + waves + query bytes / rate + context · slope). A residual layer bends
+    it at its context knots; between them it stays linear, so that leaps remain arithmetic progressions.
+    """
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        fit: KernelFit,
+        gpu: GpuSpec,
+        peak: float,
+        *,
+        layers: int,
+        slice_at: Mapping[str, float] | None = None,
+    ) -> None:
+        c = fit.constants
+        self.shape, self.layers, self.gpu = shape, layers, gpu
+        self.constants = c
+        self.bytes_per_s = c["memory_eff"] * gpu.hbm_bytes_per_s
+        self.peak = peak
+        self.memory_slope = shape.kv_bytes / self.bytes_per_s
+        self.compute_slope = shape.flops_per_pair / peak
+        self.slope = max(self.memory_slope, self.compute_slope)
+        self.floor_slope = max(shape.kv_bytes / gpu.hbm_bytes_per_s, self.compute_slope)
+        self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
+        self._cache: dict[int, Segments] = {}
+
+    def segments(self, n: int) -> Segments:
+        """Pieces of the step seconds over Σ context for `n` decodes."""
+        found = self._cache.get(n)
+        if found is None:
+            found = self._cache[n] = self._make(n)
+        return found
+
+    def seconds(self, n: int, context: float) -> float:
+        """Seconds for `n` decodes over Σ context tokens."""
+        ends, bases, slopes = self._cache.get(n) or self.segments(n)
+        piece = bisect_left(ends, context) if ends else 0
+        return bases[piece] + slopes[piece] * context
+
+    def _make(self, n: int) -> Segments:
+        fixed, slope = self._fixed_s(float(n)), self.slope
+        if self.residual is None:
+            return [], [self.layers * float(fixed)], [self.layers * slope]
+        knots = np.asarray(self.residual.axes["context_tokens"]) * n
+        means = knots / n
+        log_factor = self.residual.log_factor(
+            {"batch": np.full(means.shape, float(n)), "context_tokens": means}
+        )
+        floor_s = knots * self.floor_slope + n * self.shape.query_bytes / self.gpu.hbm_bytes_per_s
+        y = np.maximum((fixed + slope * knots) * np.exp(log_factor), floor_s)
+        inner = np.diff(y) / np.diff(knots)
+        slopes = np.concatenate(([inner[0]], inner, [max(slope, self.floor_slope)]))
+        anchors = np.concatenate(([y[0]], y))
+        at = np.concatenate(([knots[0]], knots))
+        bases = anchors - slopes * at
+        return (
+            knots.tolist(),
+            (self.layers * bases).tolist(),
+            (self.layers * slopes).tolist(),
+        )
+
+    def _fixed_s(self, n: Array | float) -> Array:
+        query = n * self.shape.query_bytes
+        c, gpu = self.constants, self.gpu
+        return np.asarray(
+            forms.decode_attention_s(n, self.shape.kv_heads, query, 0.0, 0.0, c, gpu, self.peak), dtype=float
+        )
+
+    def split(self, n: Array, context: Array) -> tuple[Split, Array, Array]:
+        """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where nobody decodes."""
+        shape, query = self.shape, n * self.shape.query_bytes
+        split = forms.decode_attention(
+            n,
+            shape.kv_heads,
+            query,
+            context * shape.kv_bytes,
+            context * shape.flops_per_pair,
+            self.constants,
+            self.gpu,
+            self.peak,
+        )
+        keep = np.where(n > 0, float(self.layers), 0.0)
+        split = forms.scaled(split, keep)
+        if self.residual is not None:
+            total = forms.total_s(split)
+            split = forms.scaled(
+                split, np.where(n > 0, self._piecewise(n, context), 0.0) / np.where(n > 0, total, 1)
+            )
+        flops = context * self.shape.flops_per_pair
+        return split, flops * keep, (query + context * self.shape.kv_floor_bytes) * keep
+
+    def _piecewise(self, n: Array, context: Array) -> Array:
+        total = np.zeros(n.shape)
+        for batch in np.unique(n[n > 0]):
+            rows = n == batch
+            ends, bases, slopes = self.segments(int(batch))
+            piece = np.searchsorted(ends, context[rows], side="left")
+            total[rows] = np.asarray(bases)[piece] + np.asarray(slopes)[piece] * context[rows]
+        return total

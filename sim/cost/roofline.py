@@ -1,0 +1,330 @@
+"""The default cost model: every kernel of a step priced by its fitted form, TP-aware, never below the floor."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import numpy as np
+from stepline.traces.errors import ConfigError
+
+from . import attention_costs, operators
+from .attention_costs import DecodeAttention, PrefillAttention
+from .calibration import Calibration, KernelFit
+from .forms import Array, Split
+from .specs import EngineProfile, GpuSpec, ModelSpec
+from .token_costs import CollectivePart, CountTable, ElementwisePart, LinearPart, MoePart, Part, graph_padding
+from .work import Progression, StepCost, StepWork
+
+IDEAL = EngineProfile(name="ideal")
+HISTORY_RULES = ("work", "split-kv")
+
+
+class RooflineCostModel:
+    """Prices the steps of one model on a TP group of one GPU type (implements `work.CostModel`).
+
+    A mixed step is its linear layers on all tokens, then prefill attention, then decode attention (vLLM V1). Times of
+    everything that depends on the token count alone are tabulated; decode attention is affine in the context.
+
+    Args:
+        model, gpu: shapes and datasheet.
+        calibration: kernel constants; see `calibration.find_calibration`.
+        tp: tensor-parallel size; weights, heads and FFN are divided by it, two all-reduces a layer added.
+        engine: host seconds, CUDA-graph sizes, history rule.
+        kv_dtype: dtype of cached keys and values; None: bf16 (fp32 for an fp32 model).
+        ep: GPUs over which routed experts are spread whole (1, or tp); replaces one all-reduce a MoE layer by two
+            all-to-alls.
+        moe_skew: exponent of the experts' popularity; 0 is balanced.
+        chunk_history: `work` or `split-kv`, overrides the engine's rule (see `attention_costs.PrefillAttention`).
+        fused_elementwise: norms take the residual adds along (torch.compile); False launches them apart.
+        residual: use the calibration's residual layers where it has them.
+
+    Raises:
+        ConfigError: TP or EP does not divide the model, or an unknown rule.
+        CalibrationError: the calibration lacks a kernel that this model needs.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        calibration: Calibration,
+        *,
+        tp: int = 1,
+        engine: EngineProfile = IDEAL,
+        kv_dtype: str | None = None,
+        ep: int = 1,
+        moe_skew: float = 0.0,
+        chunk_history: str | None = None,
+        fused_elementwise: bool = True,
+        residual: bool = True,
+    ) -> None:
+        self.model, self.gpu, self.tp, self.ep, self.engine = model, gpu, tp, ep, engine
+        self.calibration = calibration if residual else calibration.without_residuals()
+        self.kv_dtype = kv_dtype or ("fp32" if model.weight_dtype == "fp32" else "bf16")
+        self.moe_skew = moe_skew
+        self.history_rule = chunk_history or engine.chunk_history
+        self.notes: list[str] = list(calibration.notes)
+        self._check()
+        parts = [
+            *self._linear_parts(),
+            ElementwisePart(model, tp, fused_elementwise, self._fit("elementwise"), gpu),
+        ]
+        parts += self._moe_parts() + self._comm_parts()
+        pad = graph_padding(engine.cuda_graph_sizes, engine.max_graph_tokens)
+        self._tokens = CountTable(parts, pad)
+        self._rows = CountTable(self._head_parts())
+        self._prefill, self._decode = self._attention()
+        self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
+        self._host_per_seq_s = engine.step_host_per_seq_s
+        self._overlap = engine.host_overlaps_gpu
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the result must know: transferred constants, work outside the data's range."""
+        return tuple(self.notes)
+
+    # --- the hot path
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
+        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
+        try:
+            total = self._tokens.seconds[prefill_tokens + n_decode] + self._rows.seconds[rows]
+        except IndexError:
+            self._tokens.grow(prefill_tokens + n_decode)
+            self._rows.grow(rows)
+            return self.step_s(work)
+        if n_decode:
+            for attention, context in zip(self._decode, context_tokens, strict=True):
+                total += attention.seconds(n_decode, context)
+        if prefill_tokens:
+            for chunk in self._prefill:
+                total += chunk.seconds(prefill_tokens, prefill_seqs, pairs, kv_tokens)
+        host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
+        if self._overlap:
+            return host if host > total else total
+        return total + host
+
+    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+        """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""
+        if n_steps <= 1:
+            return Progression(self.step_s(work), 0.0, 1)
+        gpu_s, delta, n = self._gpu_s(work), 0.0, n_steps
+        for attention, context, grown in zip(self._decode, work.context_tokens, growth, strict=True):
+            ends, _, slopes = attention.segments(work.n_decode)
+            piece = bisect_left(ends, context)
+            delta += slopes[piece] * grown
+            if piece < len(ends) and grown > 0:
+                n = min(n, int((ends[piece] - context) // grown) + 1)
+        host = self._host_s + self._host_per_seq_s * work.n_decode
+        if not self._overlap:
+            return Progression(gpu_s + host, delta, n)
+        if gpu_s < host:
+            if delta > 0:
+                n = min(n, int((host - gpu_s) // delta) + 1)
+            return Progression(host, 0.0, n)
+        if delta < 0:
+            n = min(n, int((gpu_s - host) // -delta) + 1)
+        return Progression(gpu_s, delta, n)
+
+    def _gpu_s(self, work: StepWork) -> float:
+        if work.n_decode >= len(self._tokens.seconds) or work.logits_rows >= len(self._rows.seconds):
+            self.step_s(work)  # grows the tables
+        total = self._tokens.seconds[work.n_decode] + self._rows.seconds[work.logits_rows]
+        for attention, context in zip(self._decode, work.context_tokens, strict=True):
+            total += attention.seconds(work.n_decode, context)
+        return total
+
+    # --- breakdowns
+
+    def explain(self, work: StepWork) -> StepCost:
+        """Seconds of one step by kernel and bound; they sum to `step_s(work)`."""
+        names = (
+            "prefill_tokens",
+            "prefill_seqs",
+            "attention_pairs",
+            "prefill_kv_tokens",
+            "n_decode",
+            "logits_rows",
+        )
+        columns = {name: np.array([float(getattr(work, name))]) for name in names}
+        for index, context in enumerate(work.context_tokens):
+            columns[context_column(index)] = np.array([float(context)])
+        seconds, flops, bytes_ = self.explain_many(columns)
+        plain = {k: {b: float(s[0]) for b, s in split.items() if s[0]} for k, split in seconds.items()}
+        return StepCost({k: split for k, split in plain.items() if split}, float(flops[0]), float(bytes_[0]))
+
+    def explain_many(self, columns: Mapping[str, Array]) -> tuple[dict[str, Split], Array, Array]:
+        """Breakdown of many steps at once.
+
+        Args:
+            columns: `StepWork` fields as arrays, shape (steps,); `context_tokens` is that of the first attention
+                window, `context_tokens_1`, ... of the others. For a leap pass the mean context over its steps.
+
+        Returns:
+            {kernel: {bound: seconds}}, FLOPs and HBM bytes on one GPU, each of shape (steps,). The seconds of a step
+            sum to `step_s`.
+        """
+        get = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
+        tokens = get["prefill_tokens"] + get["n_decode"]
+        seconds, flops, bytes_ = _at_unique(self._tokens, tokens)
+        self._add(seconds, flops, bytes_, _at_unique(self._rows, get["logits_rows"]))
+        chunk = tuple(
+            get[n] for n in ("prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens")
+        )
+        for prefill in self._prefill:
+            split, f, b = prefill.split(*chunk)
+            self._add(seconds, flops, bytes_, ({"attention_prefill": split}, f, b))
+        for index, decode in enumerate(self._decode):
+            split, f, b = decode.split(get["n_decode"], get[context_column(index)])
+            self._add(seconds, flops, bytes_, ({"attention_decode": split}, f, b))
+        host = self._host_s + self._host_per_seq_s * (get["prefill_seqs"] + get["n_decode"])
+        if self._overlap:
+            gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(tokens.shape))
+            host = np.maximum(host - gpu_s, 0.0)
+        seconds["host"] = {"host": host}
+        self._check_range(get)
+        return seconds, flops, bytes_
+
+    @staticmethod
+    def _add(
+        seconds: dict[str, Split], flops: Array, bytes_: Array, more: tuple[dict[str, Split], Array, Array]
+    ) -> None:
+        for kernel, split in more[0].items():
+            book = seconds.setdefault(kernel, {})
+            for bound, s in split.items():
+                book[bound] = book[bound] + s if bound in book else s
+        flops += more[1]
+        bytes_ += more[2]
+
+    # --- construction
+
+    def _check(self) -> None:
+        model = self.model
+        operators.heads_per_gpu(model, self.tp)
+        if self.history_rule not in HISTORY_RULES:
+            raise ConfigError(
+                f"chunk_history: got {self.history_rule!r}, expected one of {', '.join(HISTORY_RULES)}"
+            )
+        if self.ep != 1 and (model.moe is None or self.ep != self.tp or model.moe.n_experts % self.ep):
+            raise ConfigError(
+                f"ep: got {self.ep}, expected 1 or tp ({self.tp}), on a model whose experts it divides"
+            )
+        if self.moe_skew < 0 or not math.isfinite(self.moe_skew):
+            raise ConfigError(f"moe_skew: got {self.moe_skew}, expected a number >= 0")
+
+    def _fit(self, name: str, *fallbacks: str) -> KernelFit:
+        return self.calibration.kernel(name, *fallbacks)
+
+    def _linear_parts(self) -> list[Part]:
+        return [self._linear_part(x) for x in operators.linears(self.model, self.tp) if x.kernel == "gemm"]
+
+    def _linear_part(self, linear: operators.Linear) -> Part:
+        dtype = operators.linear_dtype(self.model, linear)
+        fit = self._fit("gemm") if dtype == self.model.weight_dtype else self._fit("gemm_bf16", "gemm")
+        return LinearPart(linear, dtype, fit, self.gpu, compute_peak(self.gpu, dtype))
+
+    def _head_parts(self) -> list[Part]:
+        head = operators.head_linear(self.model, self.tp)
+        parts = [self._linear_part(head)]
+        if self.tp > 1:
+            logits_bytes = operators.ACTIVATION_BYTES * head.n * self.tp
+            parts.append(self._collective("all_gather", 1, logits_bytes, self.tp))
+        return parts
+
+    def _collective(self, kind: str, count: int, bytes_per_token: float, world: int) -> Part:
+        fit = self._fit(f"{kind}_{world}", *nearest_worlds(self.calibration, kind, world))
+        return CollectivePart(count, bytes_per_token, world, kind, fit, self.gpu)
+
+    def _comm_parts(self) -> list[Part]:
+        if self.tp == 1:
+            return []
+        model, message = self.model, operators.ACTIVATION_BYTES * self.model.hidden_size
+        spread = model.n_moe_layers if self.ep > 1 else 0
+        parts = [self._collective("all_reduce", 2 * model.n_layers - spread, message, self.tp)]
+        if spread and model.moe is not None:
+            sent = message * model.moe.top_k / self.ep
+            parts.append(self._collective("all_to_all", 2 * spread, sent, self.ep))
+        return parts
+
+    def _moe_parts(self) -> list[Part]:
+        if self.model.moe is None:
+            return []
+        peak = compute_peak(self.gpu, self.model.weight_dtype)
+        return [MoePart(self.model, self.tp, self.ep, self.moe_skew, self._fit("moe"), self.gpu, peak)]
+
+    def _attention(self) -> tuple[list[PrefillAttention], list[DecodeAttention]]:
+        model, gpu = self.model, self.gpu
+        peak = compute_peak(gpu, "fp32" if model.weight_dtype == "fp32" else "bf16")
+        prefill_fit, decode_fit = self._attention_fits()
+        shapes = (
+            attention_costs.prefill_shape(model, self.tp, self.kv_dtype),
+            attention_costs.decode_shape(model, self.tp, self.kv_dtype),
+        )
+        heads, kv_heads = operators.heads_per_gpu(model, self.tp)
+        at = {"heads": float(heads), "kv_heads": float(kv_heads), "group": heads / kv_heads}
+        eff = decode_fit.constants["memory_eff"]
+        prefill = [
+            PrefillAttention(
+                shapes[0],
+                prefill_fit,
+                gpu,
+                peak,
+                layers=layers,
+                window=window,
+                history=self.history_rule,
+                decode_eff=eff,
+                slice_at=at,
+            )
+            for window, layers in model.windows
+        ]
+        decode = [
+            DecodeAttention(shapes[1], decode_fit, gpu, peak, layers=layers, slice_at=at)
+            for _, layers in model.windows
+        ]
+        return prefill, decode
+
+    def _attention_fits(self) -> tuple[KernelFit, KernelFit]:
+        if self.model.mla is not None:
+            return self._fit("mla_prefill", "attention_prefill"), self._fit("mla_decode", "attention_decode")
+        if self.model.n_heads == self.model.n_kv_heads:
+            return (
+                self._fit("attention_prefill_mha", "attention_prefill"),
+                self._fit("attention_decode_mha", "attention_decode"),
+            )
+        return self._fit("attention_prefill"), self._fit("attention_decode")
+
+    def _check_range(self, columns: Mapping[str, Array]) -> None:
+        """Note, once each, work outside the range of the data behind the constants."""
+
+
+def context_column(window: int) -> str:
+    """Name of the step column that holds Σ context of attention window `window`."""
+    return "context_tokens" if window == 0 else f"context_tokens_{window}"
+
+
+def compute_peak(gpu: GpuSpec, dtype: str) -> float:
+    """FLOP/s at which layers stored in `dtype` compute: weight-only formats (int4) and those the GPU lacks run bf16.
+
+    fp8 on a GPU without fp8 tensor cores (A100) is weight-only too: vLLM's Marlin kernels dequantise to bf16.
+    """
+    if dtype != "int4" and dtype in gpu.peak_flops:
+        return gpu.peak_flops[dtype]
+    return gpu.peak_flops["bf16"]
+
+
+def nearest_worlds(calibration: Calibration, kind: str, world: int) -> tuple[str, ...]:
+    """Kernels of a collective fitted for other group sizes, nearest (in ratio) first."""
+    prefix = f"{kind}_"
+    sizes = [int(name[len(prefix) :]) for name in calibration.kernels if name.startswith(prefix)]
+    return tuple(f"{prefix}{size}" for size in sorted(sizes, key=lambda s: abs(math.log(s / world))))
+
+
+def _at_unique(table: CountTable, counts: Array) -> tuple[dict[str, Split], Array, Array]:
+    """Evaluate a table at its distinct counts only, then spread."""
+    unique, inverse = np.unique(counts, return_inverse=True)
+    splits, flops, bytes_ = table.evaluate(unique)
+    spread = {k: {b: s[inverse] for b, s in split.items()} for k, split in splits.items()}
+    return spread, flops[inverse], bytes_[inverse]

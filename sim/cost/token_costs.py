@@ -1,0 +1,232 @@
+"""Costs that depend on one count alone (tokens of the step, or LM-head rows), tabulated once for the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from . import forms, operators
+from .calibration import KernelFit
+from .forms import Array, Split
+from .specs import GpuSpec, ModelSpec
+
+
+class Part(Protocol):
+    """One operator, all its layers together, priced by a count of tokens (or rows)."""
+
+    @property
+    def kernel(self) -> str:
+        """Kernel class (`work.KERNELS`) under which it is booked."""
+        ...
+
+    def split(self, tokens: Array) -> Split:
+        """Seconds by bound for each token count."""
+        ...
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """FLOPs and HBM bytes on one GPU for each token count."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPart:
+    """A linear layer: the GEMM form on (tokens, n, k), times the number of such layers."""
+
+    linear: operators.Linear
+    dtype: str
+    fit: KernelFit
+    gpu: GpuSpec
+    peak: float
+
+    @property
+    def kernel(self) -> str:
+        """`gemm` or `lm_head`."""
+        return self.linear.kernel
+
+    def split(self, tokens: Array) -> Split:
+        """See `Part.split`."""
+        n, k = self.linear.n, self.linear.k
+        bytes_ = self._bytes(tokens)
+        split = forms.gemm(tokens, n, k, bytes_, self.fit.constants, self.gpu, self.peak)
+        if self.fit.residual is not None:
+            log_factor = self.fit.residual.log_factor({"m": tokens, "n": n, "k": k})
+            floor_s = np.maximum(
+                operators.gemm_flops(tokens, n, k) / self.peak, bytes_ / self.gpu.hbm_bytes_per_s
+            )
+            split = forms.with_residual(split, log_factor, floor_s)
+        return forms.scaled(split, self.linear.count)
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """See `Part.amounts`."""
+        flops = operators.gemm_flops(tokens, self.linear.n, self.linear.k)
+        return flops * self.linear.count, self._bytes(tokens) * self.linear.count
+
+    def _bytes(self, tokens: Array) -> Array:
+        n, k = self.linear.n, self.linear.k
+        weights = operators.gemm_weight_bytes(n, k, self.dtype)
+        return np.asarray(weights + operators.gemm_activation_bytes(tokens, n, k))
+
+
+@dataclass(frozen=True, slots=True)
+class ElementwisePart:
+    """Norm, rope, activation (and residual adds where not fused) of all layers, and the final norm."""
+
+    model: ModelSpec
+    tp: int
+    fused: bool
+    fit: KernelFit
+    gpu: GpuSpec
+    kernel: str = "elementwise"
+
+    def split(self, tokens: Array) -> Split:
+        """See `Part.split`."""
+        launches, bytes_ = self._work(tokens)
+        return forms.elementwise(bytes_, launches, self.fit.constants, self.gpu)
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """See `Part.amounts`; the few FLOPs an element are not counted."""
+        return np.zeros(tokens.shape), self._work(tokens)[1]
+
+    def _work(self, tokens: Array) -> tuple[int, Array]:
+        layer = operators.elementwise_bytes(self.model, tokens, self.tp, self.fused)
+        layers = self.model.n_layers
+        final_norm = 4 * operators.ACTIVATION_BYTES * self.model.hidden_size * tokens
+        return layers * len(layer) + 1, np.asarray(layers * sum(layer.values()) + final_norm)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectivePart:
+    """`count` collectives a step over `world` GPUs of `bytes_per_token` bytes a token each."""
+
+    count: int
+    bytes_per_token: float
+    world: int
+    kind: str
+    fit: KernelFit
+    gpu: GpuSpec
+    kernel: str = "comm"
+
+    def split(self, tokens: Array) -> Split:
+        """See `Part.split`."""
+        message = tokens * self.bytes_per_token
+        split = forms.collective(message, self.world, self.fit.constants, self.gpu, self.kind)
+        if self.fit.residual is not None:
+            log_factor = self.fit.residual.log_factor({"message_bytes": message})
+            split = forms.with_residual(split, log_factor, 0.0)
+        return forms.scaled(split, self.count)
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """See `Part.amounts`; wire bytes are no HBM bytes."""
+        return np.zeros(tokens.shape), np.zeros(tokens.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class MoePart:
+    """The routed experts of all MoE layers on one GPU, as one fused kernel a layer.
+
+    Without expert parallelism every GPU holds a 1/TP slice of each expert and computes all tokens. With it
+    (`ep` GPUs) each holds N/ep whole experts and computes its share of the routed copies; under skewed
+    routing the busiest GPU sets the pace (`imbalance`, its share over the mean).
+    """
+
+    model: ModelSpec
+    tp: int
+    ep: int
+    skew: float
+    fit: KernelFit
+    gpu: GpuSpec
+    peak: float
+    kernel: str = "moe"
+
+    def split(self, tokens: Array) -> Split:
+        """See `Part.split`."""
+        flops, bytes_ = self._work(tokens)
+        split = forms.overlapped(flops, bytes_, self.fit.constants, self.gpu, self.peak, "weight_bandwidth")
+        if self.fit.residual is not None:
+            moe = self._shape()
+            shapes = {"m": tokens * moe.top_k / moe.n_experts, "experts": moe.n_experts}
+            floor_s = np.maximum(flops / self.peak, bytes_ / self.gpu.hbm_bytes_per_s)
+            split = forms.with_residual(split, self.fit.residual.log_factor(shapes), floor_s)
+        return forms.scaled(split, self.model.n_moe_layers)
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """See `Part.amounts`."""
+        flops, bytes_ = self._work(tokens)
+        return flops * self.model.n_moe_layers, bytes_ * self.model.n_moe_layers
+
+    def _shape(self) -> operators.MoeShape:
+        moe = self.model.moe
+        assert moe is not None  # the part exists for MoE models only
+        width = operators.ceil_div(moe.expert_size * self.ep, self.tp)
+        return operators.MoeShape(
+            hidden=self.model.hidden_size,
+            expert=width,
+            n_experts=moe.n_experts,
+            top_k=moe.top_k,
+            gated=moe.gated,
+            ep=self.ep,
+            skew=self.skew,
+        )
+
+    def _work(self, tokens: Array) -> tuple[Array, Array]:
+        return operators.moe_work(tokens, self._shape(), self.model.weight_dtype)
+
+
+class CountTable:
+    """Seconds by count, as a plain list that grows by doubling: the hot path is one index.
+
+    Args:
+        parts: what is summed.
+        pad: maps counts to the counts that are really computed (CUDA-graph padding).
+    """
+
+    def __init__(self, parts: Sequence[Part], pad: Callable[[Array], Array] | None = None) -> None:
+        self.parts = tuple(parts)
+        self.pad = pad
+        self.seconds: list[float] = [0.0]
+
+    def grow(self, count: int) -> None:
+        """Make `seconds[count]` exist."""
+        size = max(256, len(self.seconds))
+        while size <= count:
+            size *= 2
+        splits, _, _ = self.evaluate(np.arange(len(self.seconds), size, dtype=float))
+        total = sum(forms.total_s(split) for split in splits.values())
+        self.seconds.extend(np.asarray(total).tolist())
+
+    def evaluate(self, counts: Array) -> tuple[dict[str, Split], Array, Array]:
+        """Seconds by kernel and bound, FLOPs and HBM bytes at each count; zero where the count is zero."""
+        some = counts > 0
+        padded = self.pad(counts) if self.pad is not None else counts
+        splits: dict[str, Split] = {}
+        flops, bytes_ = np.zeros(counts.shape), np.zeros(counts.shape)
+        for part in self.parts:
+            book = splits.setdefault(part.kernel, {})
+            for bound, seconds in part.split(padded).items():
+                book[bound] = book.get(bound, 0.0) + np.where(some, seconds, 0.0)
+            part_flops, part_bytes = part.amounts(counts)
+            flops += np.where(some, part_flops, 0.0)
+            bytes_ += np.where(some, part_bytes, 0.0)
+        return splits, flops, bytes_
+
+
+def graph_padding(sizes: Sequence[int], max_tokens: int) -> Callable[[Array], Array] | None:
+    """Pads counts up to the next captured CUDA-graph size where a batch runs as a graph (count <=
+    max_tokens).
+
+    >>> graph_padding((1, 2, 4, 8), 8)(np.array([1.0, 3.0, 8.0, 9.0])).tolist()
+    [1.0, 4.0, 8.0, 9.0]
+    """
+    if not sizes:
+        return None
+    captured = np.array(sorted(sizes), dtype=float)
+    largest = min(float(captured[-1]), float(max_tokens or captured[-1]))
+
+    def pad(counts: Array) -> Array:
+        index = np.minimum(np.searchsorted(captured, counts), len(captured) - 1)
+        return np.where((counts > 0) & (counts <= largest), captured[index], counts)
+
+    return pad
