@@ -18,6 +18,7 @@ class BatchBase:
     reservation: Reservation = "paged"
     pads = False
     whole_prompts = False
+    spare_blocks = 0
     oracle = False
 
 
@@ -41,3 +42,17 @@ def make_room(view: Any, needed: Callable[[set[Sequence]], int]) -> set[Sequence
 def in_preemption_order(view: Any, gone: set[Sequence]) -> tuple[Sequence, ...]:
     """Last admitted first, so that the earliest ends up at the head of the queue."""
     return tuple([seq for seq in view.newest_first() if seq in gone])
+
+
+def spare_block_need(view: Any, gone: set[Sequence]) -> int:
+    """Blocks a decode step needs under "a sequence is appended to only while a block is free".
+
+    Decodes are taken in order of admission and each wants one free block whether it opens one or not, so one must be
+    left over unless the last of them opens it. Source: vLLM V0 `BlockSpaceManager.can_append_slots`, and the replica
+    schedulers of the Vidur simulator.
+    """
+    last = next((seq for seq in view.newest_first() if view.decodes(seq) and seq not in gone), None)
+    if last is None:
+        return 0
+    opened = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
+    return opened if view.opens_block(last) else opened + 1

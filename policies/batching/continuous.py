@@ -6,7 +6,7 @@ from typing import Any
 
 from stepline.sim.engine.contracts import Plan
 
-from .base import BatchBase, Chunks, in_preemption_order, make_room
+from .base import BatchBase, Chunks, in_preemption_order, make_room, spare_block_need
 
 
 class ContinuousPolicy(BatchBase):
@@ -20,6 +20,7 @@ class ContinuousPolicy(BatchBase):
 
     whole_prompts = True
     reservation = "prompt"
+    spare_blocks = 1
 
     def __init__(self, *, watermark_frac: float = 0.01) -> None:
         self.watermark_frac = watermark_frac
@@ -29,12 +30,8 @@ class ContinuousPolicy(BatchBase):
         chunks, blocked = admit_whole(view, self.watermark_frac, decodes=0)
         if chunks:
             return Plan(chunks, decode=False)
-        short = view.decode_blocks > view.free_blocks
-        gone = (
-            make_room(view, lambda out: view.decode_blocks - sum([view.opens_block(s) for s in out]))
-            if short
-            else set()
-        )
+        tight = view.decode_blocks >= view.free_blocks
+        gone = make_room(view, lambda out: spare_block_need(view, out)) if tight else set()
         return Plan([], preempt=in_preemption_order(view, gone), deaf=blocked)
 
 

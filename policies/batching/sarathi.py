@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.sim.engine.contracts import Plan
 
-from .base import BatchBase, Chunks, in_preemption_order, make_room
+from .base import BatchBase, Chunks, in_preemption_order, make_room, spare_block_need
 
 if TYPE_CHECKING:
     from stepline.sim.engine.sequence import Sequence
@@ -21,6 +21,7 @@ class SarathiPolicy(BatchBase):
     """
 
     reservation = "prompt"
+    spare_blocks = 1
 
     def __init__(self, *, chunk_tokens: int = 512, watermark_frac: float = 0.01) -> None:
         self.chunk_tokens = chunk_tokens
@@ -29,11 +30,8 @@ class SarathiPolicy(BatchBase):
     def plan(self, view: Any) -> Plan:
         """The next step."""
         gone: set[Sequence] = set()
-        if view.decode_blocks > view.free_blocks:
-            gone = make_room(
-                view,
-                lambda out: view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in out]),
-            )
+        if view.decode_blocks >= view.free_blocks:
+            gone = make_room(view, lambda out: spare_block_need(view, out))
         decoding = view.n_decoding - sum([view.decodes(s) for s in gone])
         budget = min(self.chunk_tokens, view.max_num_batched_tokens) - decoding
         chunks: Chunks = []

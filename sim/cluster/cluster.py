@@ -19,7 +19,7 @@ from ..engine.accounting import StepAccounting, combine
 from ..engine.kv_cache import KVCache
 from ..engine.replica import Limits, Replica
 from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
-from ..engine.result import RunResult
+from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, Replay, SequenceFactory
 
@@ -143,7 +143,7 @@ class _Run:
         log = self.logs.get(id(spec.cost_model))
         if log is None:
             accounting = StepAccounting(spec.cost_model, len(windows), {})
-            sinks: list[Any] = [accounting]
+            sinks: list[Any] = [accounting, self.gaps.take_steps]
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
             log = self.logs[id(spec.cost_model)] = StepLog(len(windows), sinks)
@@ -252,8 +252,12 @@ class _Run:
     def _steps(self) -> pd.DataFrame | None:
         if not self.spec.record_steps:
             return None
-        frames = [pd.DataFrame(dict(block)) for block in self.blocks]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        names = list(STEP_COLUMNS) + [
+            n for n in (self.blocks[0] if self.blocks else ()) if "context_" in n and n[-1] in "123456789"
+        ]
+        frames = [pd.DataFrame({name: block[name] for name in names}) for block in self.blocks]
+        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names, dtype=float)
+        return table.astype({name: kind for name, kind in STEP_COLUMNS.items() if name in table})
 
     def _check(self, requests: pd.DataFrame) -> None:
         """Nothing lost: every request ended once, every block came back."""

@@ -44,7 +44,7 @@ class StepAccounting:
 
     def __call__(self, columns: Columns) -> None:
         """Take in a block of rows."""
-        n_steps = columns["n_steps"].astype(np.float64)
+        n_steps = columns["n_steps"]
         seconds, flops, hbm_bytes = self.cost.explain_many(self._mean_work(columns))
         by_kernel: dict[str, Floats] = {}
         for kernel, bounds in seconds.items():
@@ -64,11 +64,9 @@ class StepAccounting:
     def _mean_work(self, columns: Columns) -> dict[str, Any]:
         half = (columns["n_steps"] - 1) / 2
         work: dict[str, Any] = {name: columns[name] for name in ADDITIVE_WORK}
-        contexts = []
         for i in range(self.n_windows):
-            first = columns["context_tokens" if i == 0 else f"context_tokens_{i}"]
-            contexts.append(first + columns[f"context_growth_{i}"] * half)
-        work["context_tokens"] = contexts[0] if self.n_windows == 1 else np.stack(contexts, axis=1)
+            name = "context_tokens" if i == 0 else f"context_tokens_{i}"
+            work[name] = columns[name] + columns[f"context_growth_{i}"] * half
         return work
 
     def _series(self, columns: Columns, n_steps: Floats, by_kernel: dict[str, Floats]) -> None:

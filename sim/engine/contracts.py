@@ -91,12 +91,14 @@ class BatchPolicy(Protocol):
 
     `reservation`: see `Reservation`. `pads`: request-level batching, finished rows are computed until all are done.
     `whole_prompts`: never splits a prompt, so one beyond the token budget runs as a step's only chunk.
+    `spare_blocks`: it wants to be asked before a decode step would leave fewer free blocks than this.
     `oracle`: reads true output lengths; then its registered name must contain "oracle".
     """
 
     reservation: Reservation
     pads: bool
     whole_prompts: bool
+    spare_blocks: int
     oracle: bool
 
     def plan(self, view: Any) -> Plan:

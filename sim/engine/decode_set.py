@@ -16,7 +16,7 @@ class WindowSum:
 
     __slots__ = ("frozen", "growing", "heap", "offsets", "window")
 
-    def __init__(self, window: int | None) -> None:
+    def __init__(self, window: int) -> None:
         self.window = window
         self.offsets = 0
         self.growing = 0
@@ -25,23 +25,20 @@ class WindowSum:
 
     def context_at(self, counter: int) -> int:
         """Tokens that the next step's attention reads, the token being computed included."""
-        total = self.offsets + self.growing * (counter + 1)
-        return total + self.frozen * self.window if self.window is not None else total
+        return self.offsets + self.growing * (counter + 1) + self.frozen * self.window
 
     def add(self, seq: Sequence, counter: int) -> None:
         """Take in a sequence whose `decode_offset` is set."""
-        if self.window is not None and seq.decode_offset + counter + 1 >= self.window:
+        if seq.decode_offset + counter + 1 >= self.window:
             self.frozen += 1
             return
         self.growing += 1
         self.offsets += seq.decode_offset
-        if self.window is not None:
-            saturates = self.window - 1 - seq.decode_offset
-            heappush(self.heap, (saturates, seq.index, seq.epoch, seq))
+        heappush(self.heap, (self.window - 1 - seq.decode_offset, seq.index, seq.epoch, seq))
 
     def remove(self, seq: Sequence, counter: int) -> None:
         """Let a sequence go (before its epoch changes)."""
-        if self.window is not None and seq.decode_offset + counter + 1 >= self.window:
+        if seq.decode_offset + counter + 1 >= self.window:
             self.frozen -= 1
         else:
             self.growing -= 1
@@ -69,27 +66,32 @@ class DecodeSet:
     counter      decode steps that this set has taken
     n            rows in the step, padding included
     n_live       sequences that still emit (static batching keeps finished rows as padding)
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r
     since        counter when the set was last empty
+    offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
     __slots__ = (
-        "block_size", "borders", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "since", "sums",
+        "block_size", "borders", "capped", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "offsets",
+        "since", "windows",
     )  # fmt: skip
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.block_size = block_size
-        self.sums = [WindowSum(w) for w in windows]
+        self.windows = windows
         self.counter = 0
         self.since = 0
-        self.n = 0
-        self.n_live = 0
-        self.n_growing = 0
-        self.borders = [0] * block_size
-        self.heap: list[tuple[int, int, int, Sequence]] = []
         self.emit_s = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop every row (the padding at the end of a static batch)."""
+        self.capped = [WindowSum(w) for w in self.windows if w is not None]
+        self.borders = [0] * self.block_size
+        self.heap: list[tuple[int, int, int, Sequence]] = []
         self.late: list[tuple[float, int]] = []
+        self.n = self.n_live = self.n_growing = self.offsets = 0
 
     # -- membership -------------------------------------------------------------------------------------------------
 
@@ -98,20 +100,22 @@ class DecodeSet:
 
         `grows`: its KV takes new blocks as it decodes (False: reserved in advance).
         """
-        seq.state = DECODING
         counter = self.counter
-        seq.decode_offset = kv_tokens - counter
+        seq.state = DECODING
+        seq.decode_offset = offset = kv_tokens - counter
         seq.finish_step = counter + steps_left
-        heappush(self.heap, (seq.finish_step, seq.index, seq.epoch, seq))
-        for total in self.sums:
+        heappush(self.heap, (counter + steps_left, seq.index, seq.epoch, seq))
+        self.offsets += offset
+        for total in self.capped:
             total.add(seq, counter)
         if grows:
-            self.borders[-seq.decode_offset % self.block_size] += 1
+            self.borders[-offset % self.block_size] += 1
             self.n_growing += 1
         if self.n_live == 0:
             self.emit_s = seq.last_token_s
             self.late.clear()
-            self.since = counter if self.n == 0 else self.since
+            if self.n == 0:
+                self.since = counter
         elif seq.last_token_s != self.emit_s:
             self.late.append((seq.last_token_s, 1))
         self.n += 1
@@ -119,16 +123,18 @@ class DecodeSet:
 
     def leave(self, seq: Sequence, *, grows: bool = True, pad: bool = False) -> int:
         """Let a sequence go and return its KV tokens; with `pad` its row keeps being computed (static batching)."""
-        kv_tokens = seq.decode_offset + self.counter
-        if seq.last_token_s != self.emit_s and self.late and kv_tokens == seq.computed_tokens:
+        offset = seq.decode_offset
+        kv_tokens = offset + self.counter
+        if self.late and seq.last_token_s != self.emit_s and kv_tokens == seq.computed_tokens:
             self._forget_late(seq.last_token_s)
         self.n_live -= 1
         if pad:
             return kv_tokens
-        for total in self.sums:
+        self.offsets -= offset
+        for total in self.capped:
             total.remove(seq, self.counter)
         if grows:
-            self.borders[-seq.decode_offset % self.block_size] -= 1
+            self.borders[-offset % self.block_size] -= 1
             self.n_growing -= 1
         self.n -= 1
         seq.epoch += 1
@@ -140,43 +146,42 @@ class DecodeSet:
                 self.late[i : i + 1] = [(time_s, count - 1)] if count > 1 else []
                 return
 
-    def clear(self) -> None:
-        """Drop the padding rows once nobody is left (end of a static batch)."""
-        self.sums = [WindowSum(total.window) for total in self.sums]
-        self.borders = [0] * self.block_size
-        self.heap.clear()
-        self.late.clear()
-        self.n = self.n_live = self.n_growing = 0
-
     # -- what a step needs ------------------------------------------------------------------------------------------
 
     def context_tokens(self) -> tuple[int, ...]:
         """Context of the next step, per attention window."""
-        return tuple([total.context_at(self.counter) for total in self.sums])
+        full = self.offsets + self.n * (self.counter + 1)
+        if not self.capped:
+            return (full,)
+        capped = iter(self.capped)
+        return tuple([full if w is None else next(capped).context_at(self.counter) for w in self.windows])
 
     def growth(self) -> tuple[int, ...]:
         """By how much each context grows per step."""
-        return tuple([total.growing for total in self.sums])
+        if not self.capped:
+            return (self.n,)
+        capped = iter(self.capped)
+        return tuple([self.n if w is None else next(capped).growing for w in self.windows])
 
     def blocks_in(self, n_steps: int) -> int:
         """New KV blocks that the next `n_steps` steps open."""
-        cycles, rest = divmod(n_steps, self.block_size)
-        at = self.counter % self.block_size
-        partial = self.borders[at : at + rest]
-        wrapped = self.borders[: max(0, at + rest - self.block_size)]
-        return cycles * self.n_growing + sum(partial) + sum(wrapped)
+        size, borders = self.block_size, self.borders
+        at = self.counter % size
+        if n_steps == 1:
+            return borders[at]
+        cycles, rest = divmod(n_steps, size)
+        end = at + rest
+        blocks = cycles * self.n_growing + sum(borders[at:end])
+        return blocks + sum(borders[: end - size]) if end > size else blocks
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
-        """The most steps (<= limit) whose new blocks fit into `free_blocks`."""
+        """The most steps (<= limit) whose new blocks fit into `free_blocks` (negative: none)."""
         if (
             self.n_growing * (limit // self.block_size + 1) <= free_blocks
             or self.blocks_in(limit) <= free_blocks
         ):
             return limit
-        cycles = max(0, free_blocks // self.n_growing)
-        steps = cycles * self.block_size
-        if self.blocks_in(steps) > free_blocks:  # pragma: no cover - cycles * n_growing <= free_blocks
-            steps -= self.block_size
+        steps = free_blocks // self.n_growing * self.block_size
         while self.blocks_in(steps + 1) <= free_blocks:
             steps += 1
         return steps
@@ -187,11 +192,10 @@ class DecodeSet:
         while heap[0][3].epoch != heap[0][2]:
             heappop(heap)
         steps = heap[0][0] - self.counter
-        for total in self.sums:
-            if total.window is not None:
-                bend = total.steps_to_bend(self.counter)
-                if bend is not None and bend < steps:
-                    steps = bend
+        for total in self.capped:
+            bend = total.steps_to_bend(self.counter)
+            if bend is not None and bend < steps:
+                steps = bend
         return steps
 
     # -- time -------------------------------------------------------------------------------------------------------
@@ -200,14 +204,14 @@ class DecodeSet:
         """Take `n_steps` steps, the last of which ends (and emits) at `end_s`."""
         self.counter += n_steps
         self.emit_s = end_s
-        for total in self.sums:
-            if total.window is not None:
-                total.settle(self.counter)
+        for total in self.capped:
+            total.settle(self.counter)
 
     def finished(self) -> list[Sequence]:
         """Sequences that have just emitted their last token; each must now `leave`."""
-        heap, out = self.heap, []
-        while heap and heap[0][0] <= self.counter:
+        heap, counter = self.heap, self.counter
+        out: list[Sequence] = []
+        while heap and heap[0][0] <= counter:
             _, _, epoch, seq = heappop(heap)
             if seq.epoch == epoch:
                 out.append(seq)

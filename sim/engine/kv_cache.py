@@ -167,6 +167,9 @@ class KVCache:
         """Pin the cached prefix of a waiting sequence and return its tokens (0: nothing cached)."""
         if self.eviction is None:
             return 0
+        if seq.hash_ids is None:
+            self.query_tokens += seq.prompt_tokens
+            return 0
         self.query_tokens += seq.prompt_tokens
         found = self.match(seq)
         seq.next_id = seq.path_blocks = 0
@@ -236,8 +239,8 @@ class KVCache:
             self.free += seq.reserved_blocks - total
             seq.reserved_blocks = 0
         eviction = self.eviction
-        if eviction is None:
-            self.free += total
+        if eviction is None or not (keep or self.index or seq.held_segments):
+            self.free += total  # nothing is findable, so the order in which blocks are reused does not matter
             return
         if keep:
             self._key_private(seq, kv_tokens // self.block_size)

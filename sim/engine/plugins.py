@@ -19,6 +19,7 @@ FLAGS = {
     "stepline.eviction_policies": "--kv-eviction",
     "stepline.preemption_policies": "--preemption",
     "stepline.routing_policies": "--routing",
+    "stepline.cost_models": "--cost-model",
 }
 """Entry-point group of each kind of policy and the flag that names one."""
 

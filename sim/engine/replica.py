@@ -42,6 +42,10 @@ class Limits:
     long_prefill_token_threshold: int = 0
 
 
+DECODE_ALL = Plan([])
+"""Everybody decodes: the plan of any policy while nobody waits."""
+
+
 class StepEnd(simpy.Event):  # type: ignore[misc]  # simpy is untyped
     """End of a step: like a Timeout, but after everything else that happens at the same instant."""
 
@@ -99,6 +103,10 @@ class Replica:
         self.leaving: list[tuple[Sequence, int]] = []
         self.inbox: deque[tuple[float, Sequence]] = deque()
         self.grows = policy.reservation != "contiguous"
+        self.paged = policy.reservation == "paged"
+        self.pads = policy.pads
+        self.spare_blocks = policy.spare_blocks
+        self.now_s = 0.0
         self.steps = 0
         self.plan = Plan([])
         self.work = StepWork()
@@ -106,6 +114,7 @@ class Replica:
         self.span = Progression(0.0, 0.0, 0)
         self.start_s = 0.0
         self.mixed = False
+        self.no_context = (0,) * len(windows)
         self.idle = True
         self.event: simpy.Event | None = None
         self.view = ReplicaView(self)
@@ -114,21 +123,20 @@ class Replica:
 
     def submit(self, seq: Sequence) -> None:
         """A request arrives (now)."""
+        now = self.env.now
         if not self._can_ever_serve(seq):
             seq.state = DONE
-            self.on_done(seq, REJECTED, self.env.now, 0)
-            return
-        if self.idle:
+            self.on_done(seq, REJECTED, now, 0)
+        elif self.idle:
             self.waiting.append(seq)
-            if self.event is None:
-                self.event = StepEnd(self.env, 0.0, self._on_wake)
+            self._wake()
         else:
-            self.inbox.append((self.env.now, seq))
+            self.inbox.append((now, seq))
             if self.span.n > 1 and not self.plan.deaf:
                 self._cut_leap()
 
     def abort(self, seq: Sequence) -> None:
-        """The client has given up on a sequence (now); the engine learns of it like of an arrival."""
+        """The client has given up on a sequence (now); the engine learns of it as it does of an arrival."""
         if seq.state == DONE:
             return
         seq.aborted = True
@@ -138,6 +146,11 @@ class Replica:
         self.inbox.append((self.env.now, seq))
         if self.span.n > 1:
             self._cut_leap()
+
+    def _wake(self) -> None:
+        """Begin when everything that happens at this instant has happened."""
+        if self.event is None:
+            self.event = StepEnd(self.env, 0.0, self._on_wake)
 
     def _can_ever_serve(self, seq: Sequence) -> bool:
         tokens = seq.input_tokens + self.outputs[seq.index]
@@ -181,41 +194,71 @@ class Replica:
     def _on_wake(self, _: simpy.Event) -> None:
         self.event = None
         self.idle = False
-        self._next_step()
+        self.now_s = self.env.now
+        if self._begin():
+            self._run()
 
     def _on_step_end(self, event: simpy.Event) -> None:
-        if event is not self.event:
-            return  # a leap that was cut short
+        if event is self.event:  # else a leap that was cut short
+            self.now_s = self.env.now
+            self._end()
+            if self._begin():
+                self._run()
+
+    def _run(self) -> None:
+        """Take steps until one outlasts the next event of the simulation; wait for that one's end on the clock."""
+        env = self.env
+        while True:
+            span = self.span
+            n = span.n
+            lasts = n * span.first_s + span.delta_s * (n * (n - 1) // 2)
+            end = self.start_s + lasts
+            if end >= env.peek():
+                self.event = StepEnd(env, end - env.now, self._on_step_end)
+                return
+            if not lasts > 0.0:
+                raise InvariantError(f"replica {self.index}, step {self.steps}: a step of {lasts} s")
+            self.now_s = end
+            self._end()
+            if not self._begin():
+                return
+
+    def _end(self) -> None:
+        """The step in progress ends now: book it, then learn what the next plan may see."""
         span, start = self.span, self.start_s
         self._advance()
-        seen = self.env.now
         if self.depth:
-            n = span.n - 1  # where the last step began
-            seen = start + n * span.first_s + span.delta_s * (n * (n - 1) // 2)
-            self._absorb(seen)
-            self._next_step()
-        else:
-            self._release_leaving()
-            self._absorb(seen)
-            self._next_step()
+            if self.inbox:
+                n = span.n - 1  # the last step began after n of them
+                self._absorb(start + n * span.first_s + span.delta_s * (n * (n - 1) // 2))
+        elif self.inbox:
+            self._absorb(self.now_s)
 
-    def _next_step(self) -> None:
-        self.kv.now_s = self.env.now
+    def _begin(self) -> bool:
+        """Plan and start the next step; False if there is nothing to do."""
+        if not self.waiting and not self.prefilling and self.decode.n and not self.plan.ask_every_step:
+            limit = self._leap_limit(DECODE_ALL)
+            if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
+                self._start_decodes(DECODE_ALL, limit)
+                return True
         plan = self.policy.plan(self.view)
-        if not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n):
+        if self._is_empty(plan):
             self._release_leaving()
-            self._absorb(self.env.now)
+            self._absorb(self.now_s)
             plan = self.policy.plan(self.view)
-            if not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n):
+            if self._is_empty(plan):
                 self._go_idle()
-                return
+                return False
         self._start(plan)
-        if self.depth:
-            self._release_leaving()
+        return True
+
+    def _is_empty(self, plan: Plan) -> bool:
+        return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
 
     def _go_idle(self) -> None:
         if self.running or self.waiting:
             self._fail(next(iter(self.running or self.waiting)), "idle while there is work that fits")
+        self.plan = DECODE_ALL
         self.idle = True
         self.event = None
         self.span = Progression(0.0, 0.0, 0)
@@ -239,33 +282,48 @@ class Replica:
     def _start(self, plan: Plan) -> None:
         for seq in plan.preempt:
             self._preempt(seq)
-        self.plan = plan
-        self.start_s = self.env.now
-        self.mixed = bool(plan.chunks)
-        decode = self.decode
-        if self.mixed:
-            self.work = self._start_mixed(plan)
-            limit = 1
-        else:
-            contexts = decode.context_tokens()
-            self.work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
-            limit = self._leap_limit(plan)
-        if limit > 1:
-            self.growth = decode.growth()
-            self.span = span = self.cost.leap(self.work, self.growth, limit)
-        else:
-            self.span = span = Progression(self.cost.step_s(self.work), 0.0, 1)
-        self.event = StepEnd(self.env, _span_s(span, span.n), self._on_step_end)
+        if plan.chunks:
+            self.plan = plan
+            self.start_s = self.now_s
+            self.mixed = True
+            self.work = work = self._start_mixed(plan)
+            self.span = Progression(self.cost.step_s(work), 0.0, 1)
+            if self.leaving and self.depth:
+                self._release_leaving()
+            return
+        limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
+        if not limit:
+            free = self.kv.available
+            self._fail(next(iter(self.running)), f"decode step needs more KV blocks than the {free} free")
+        self._start_decodes(plan, limit)
 
     def _leap_limit(self, plan: Plan) -> int:
-        decode, free = self.decode, self.kv.available
-        heard = any([not plan.deaf or seq.aborted for _, seq in self.inbox])
-        pending = heard or plan.preempt or (self.leaving and self.waiting)
-        limit = 1 if plan.ask_every_step or pending else decode.steps_to_change()
-        limit = decode.steps_within(free, limit)
-        if limit == 0:
-            self._fail(next(iter(self.running)), f"decode step needs more KV blocks than the {free} free")
-        return limit
+        """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
+        decode = self.decode
+        if plan.ask_every_step or plan.preempt or (self.leaving and self.waiting) or self._heard(plan):
+            limit = 1
+        else:
+            limit = decode.steps_to_change()
+        return decode.steps_within(self.kv.available - self.spare_blocks, limit)
+
+    def _heard(self, plan: Plan) -> bool:
+        """Whether something that the next plan must see is in the inbox."""
+        return bool(self.inbox) and (not plan.deaf or any([seq.aborted for _, seq in self.inbox]))
+
+    def _start_decodes(self, plan: Plan, limit: int) -> None:
+        decode = self.decode
+        self.plan = plan
+        self.start_s = self.now_s
+        self.mixed = False
+        n = decode.n
+        self.work = work = StepWork(0, 0, 0, 0, n, decode.context_tokens(), n)
+        self.growth = growth = decode.growth()
+        if limit > 1:
+            self.span = self.cost.leap(work, growth, limit)
+        else:
+            self.span = Progression(self.cost.step_s(work), 0.0, 1)
+        if self.leaving:
+            self._release_leaving()
 
     def _start_mixed(self, plan: Plan) -> StepWork:
         decode = self.decode
@@ -274,34 +332,39 @@ class Replica:
             need = decode.blocks_in(1)
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
-            self.kv.take(need)
-        chunks = []
+            if need:
+                self.kv.take(need)
+        chunks: list[tuple[Sequence, int]] = []
+        widest = 0
         for seq, tokens in plan.chunks:
             taken = self._start_chunk(seq, tokens)
             if taken:
                 chunks.append((seq, taken))
+                widest = max(widest, taken)
         plan.chunks = chunks
-        tokens = sum([c for _, c in chunks])
-        alone = self.policy.whole_prompts and len(chunks) <= 1
-        if tokens + n > self.limits.max_num_batched_tokens and not alone:
-            self._fail(
-                chunks[-1][0],
-                f"{tokens + n} tokens exceed the budget of {self.limits.max_num_batched_tokens}",
-            )
-        if self.policy.pads:
-            widest = max([c for _, c in chunks])
-            shapes = [(s.computed_tokens, widest) for s, _ in chunks]
-        else:
-            shapes = [(s.computed_tokens, c) for s, c in chunks]
+        total = pairs = kv_tokens = 0
+        rows = n
+        for seq, c in chunks:
+            done = seq.computed_tokens
+            rows += done + c == seq.prompt_tokens
+            if self.pads:
+                c = widest
+            total += c
+            pairs += c * done + c * (c + 1) // 2
+            kv_tokens += done + c
+        if total + n > self.limits.max_num_batched_tokens and not (
+            self.policy.whole_prompts and len(chunks) <= 1
+        ):
+            self._check_budget(chunks, n)
         return StepWork(
-            sum([c for _, c in shapes]),
-            len(shapes),
-            sum([c * done + c * (c + 1) // 2 for done, c in shapes]),
-            sum([done + c for done, c in shapes]),
-            n,
-            decode.context_tokens() if n else (0,) * len(decode.sums),
-            n + sum([s.computed_tokens + c == s.prompt_tokens for s, c in chunks]),
+            total, len(chunks), pairs, kv_tokens, n, decode.context_tokens() if n else self.no_context, rows
         )
+
+    def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
+        """Raise unless the real tokens (padding is the policy's own loss) are within the budget."""
+        tokens, budget = sum([c for _, c in chunks]) + n_decode, self.limits.max_num_batched_tokens
+        if tokens > budget:
+            self._fail(chunks[-1][0], f"{tokens} tokens exceed the budget of {budget}")
 
     def _start_chunk(self, seq: Sequence, tokens: int) -> int:
         """Admit if waiting, take KV, and return the tokens really computed (0: its cached prefix was just evicted)."""
@@ -334,14 +397,11 @@ class Replica:
             self.waiting.popleft()
         else:
             self.waiting.remove(seq)
+        self.kv.now_s = self.now_s
         cached = self.kv.admit(seq)
-        reservation = self.policy.reservation
-        if reservation != "paged":
-            whole = (
-                self.kv.blocks_for(seq.prompt_tokens)
-                if reservation == "prompt"
-                else self._contiguous_blocks(seq)
-            )
+        if not self.paged:
+            contiguous = self.policy.reservation == "contiguous"
+            whole = self._contiguous_blocks(seq) if contiguous else self.kv.blocks_for(seq.prompt_tokens)
             seq.reserved_blocks = whole
             self.kv.take(whole - cached // self.kv.block_size)
         seq.computed_tokens = cached
@@ -349,62 +409,71 @@ class Replica:
         self.running[seq] = None
         self.prefilling[seq] = None
         if seq.scheduled_s is None:
-            seq.scheduled_s = self.env.now
+            seq.scheduled_s = self.now_s
             seq.cached_tokens = cached
 
     # -- end of a step ----------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        now, plan, span, decode = self.env.now, self.plan, self.span, self.decode
-        self.steps += span.n
-        emitted = 0
-        if self.work.n_decode:
-            emitted = decode.n_live * span.n
-            self._log_gaps(span)
+        work, span, decode, now = self.work, self.span, self.decode, self.now_s
+        n_steps = span.n
+        self.steps += n_steps
+        weight = 0
+        if work.n_decode:
+            weight = decode.n_live
+            if decode.late or decode.emit_s != self.start_s:
+                weight = self._log_gaps(span)
             if not self.mixed:
-                self.kv.take(decode.blocks_in(span.n))
-            decode.advance(span.n, now)
-        self._log_step(span, emitted)
-        if self.work.n_decode:
-            for seq in decode.finished():
-                self._finish(seq, now)
-        for seq, tokens in plan.chunks:
-            seq.computed_tokens += tokens
-            if seq.computed_tokens == seq.prompt_tokens:
-                self._emit_first(seq, now)
-        if self.policy.pads and decode.n_live == 0 and not self.prefilling:
+                opened = decode.blocks_in(n_steps)
+                if opened:
+                    self.kv.take(opened)
+            self._log_step(weight)
+            decode.advance(n_steps, now)
+            if decode.heap[0][0] <= decode.counter:
+                for seq in decode.finished():
+                    self._finish(seq, now)
+        else:
+            self._log_step(0)
+        if self.mixed:
+            for seq, tokens in self.plan.chunks:
+                seq.computed_tokens += tokens
+                if seq.computed_tokens == seq.prompt_tokens:
+                    self._emit_first(seq, now)
+        if self.pads and decode.n_live == 0 and not self.prefilling:
             self._end_batch()
 
-    def _log_step(self, span: Progression, emitted: int) -> None:
-        work = self.work
+    def _log_step(self, weight: int) -> None:
+        """`weight`: sequences whose token gaps are just the durations of these steps."""
+        work, span, kv = self.work, self.span, self.kv
         contexts = work.context_tokens
-        growth = self.growth if span.n > 1 else (0,) * len(contexts)
-        self.step_log.append(
-            (
-                self.index, self.start_s, _span_s(span, span.n), span.n, span.first_s, span.delta_s,
-                work.prefill_tokens, work.prefill_seqs, work.attention_pairs, work.prefill_kv_tokens,
-                work.n_decode, contexts[0], work.logits_rows, len(self.running), len(self.waiting),
-                self.kv.usable - self.kv.free - self.kv.evictable, emitted + work.logits_rows - work.n_decode,
-                *contexts[1:], *growth,
-            )
+        row = (
+            self.index, self.start_s, span.n, span.first_s, span.delta_s,
+            work.prefill_tokens, work.prefill_seqs, work.attention_pairs, work.prefill_kv_tokens,
+            work.n_decode, contexts[0], work.logits_rows, len(self.running), len(self.waiting),
+            kv.usable - kv.free - kv.evictable, self.decode.n_live, weight,
         )  # fmt: skip
+        if len(contexts) > 1:
+            self.step_log.append((*row, *contexts[1:], *self.growth[1:]))
+        else:
+            self.step_log.append(row)
 
-    def _log_gaps(self, span: Progression) -> None:
+    def _log_gaps(self, span: Progression) -> int:
+        """Log the first gaps of those whose last token is not the end of the step before; return who is left over.
+
+        A leap's later gaps are its step durations for everybody, so they are logged with the first ones here.
+        """
         decode, log = self.decode, self.gap_log
         end_s = self.start_s + span.first_s
         main = decode.n_live
-        if decode.late:
-            for time_s, count in decode.late:
-                log.add(end_s - time_s, 0.0, 1, count)
-                main -= count
-            decode.late.clear()
-        if main and decode.emit_s == self.start_s and main == decode.n_live:
-            log.add(span.first_s, span.delta_s, span.n, main)
-            return
+        for time_s, count in decode.late:
+            log.add(end_s - time_s, 0.0, 1, count)
+            main -= count
+        decode.late.clear()
         if main:
             log.add(end_s - decode.emit_s, 0.0, 1, main)
         if span.n > 1:
             log.add(span.first_s + span.delta_s, span.delta_s, span.n - 1, decode.n_live)
+        return 0
 
     def _emit_first(self, seq: Sequence, now: float) -> None:
         """The prompt is complete: its last chunk yields a token (the first, or the next after a recompute)."""
@@ -432,15 +501,12 @@ class Replica:
 
     def _depart(self, seq: Sequence, kv_tokens: int) -> None:
         """A sequence leaves its seat: at once, one plan later, or when its static batch ends."""
-        if not self.policy.pads:
-            del self.running[seq]
-        self.leaving.append((seq, kv_tokens)) if self.depth and not self.policy.pads else self._let_go(
-            seq, kv_tokens
-        )
-
-    def _let_go(self, seq: Sequence, kv_tokens: int) -> None:
-        if self.policy.pads:
-            seq.computed_tokens = kv_tokens  # its row and its blocks stay until the batch ends
+        if self.pads:
+            seq.computed_tokens = kv_tokens
+            return
+        del self.running[seq]
+        if self.depth:
+            self.leaving.append((seq, kv_tokens))
         else:
             self.kv.release(seq, kv_tokens)
 
@@ -457,7 +523,7 @@ class Replica:
     # -- leaving early ----------------------------------------------------------------------------------------------
 
     def _preempt(self, seq: Sequence) -> None:
-        if seq not in self.running or seq.state not in (PREFILLING, DECODING) or self.policy.pads:
+        if seq not in self.running or seq.state not in (PREFILLING, DECODING) or self.pads:
             self._fail(seq, "cannot be preempted: it is not running")
         kv_tokens = self._drop(seq)
         self.kv.release(seq, kv_tokens, keep=True)
@@ -484,7 +550,7 @@ class Replica:
         if seq.state == WAITING:
             if seq in self.waiting:
                 self.waiting.remove(seq)
-        elif self.policy.pads and seq.state == DECODING:
+        elif self.pads and seq.state == DECODING:
             seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
             seq.computed_tokens = self.decode.leave(seq, pad=True)
             seq.epoch += 1
@@ -500,12 +566,12 @@ class Replica:
 
     def _cut_leap(self) -> None:
         """End the leap at the border of the step in progress (depth 1: one step later, it is planned already)."""
-        span = self.span
-        n = _steps_by(span, self.env.now - self.start_s) + (1 if self.depth else 0)
+        span, now = self.span, self.env.now
+        n = _steps_by(span, now - self.start_s) + self.depth
         if n < span.n:
             self.span = Progression(span.first_s, span.delta_s, n)
-            delay = max(0.0, self.start_s + _span_s(span, n) - self.env.now)
-            self.event = StepEnd(self.env, delay, self._on_step_end)
+            delay = self.start_s + _span_s(span, n) - now
+            self.event = StepEnd(self.env, delay if delay > 0.0 else 0.0, self._on_step_end)
 
 
 def _span_s(span: Progression, n: int) -> float:

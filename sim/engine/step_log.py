@@ -9,40 +9,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .result import STEP_COLUMNS, Gaps
+from .result import Gaps
 
 Columns = Mapping[str, NDArray[Any]]
 FLUSH_ROWS = 32_768
+LOGGED = (
+    "replica", "start_s", "n_steps", "first_s", "delta_s", "prefill_tokens", "prefill_seqs", "attention_pairs",
+    "prefill_kv_tokens", "n_decode", "context_tokens", "logits_rows", "n_running", "n_waiting", "kv_used_blocks",
+    "n_live", "gap_weight",
+)  # fmt: skip
 
 
 class StepLog:
-    """Collects step rows (tuples in the order of `names`) and passes them on as columns every FLUSH_ROWS rows.
+    """Collects step rows and passes them on as columns every FLUSH_ROWS rows.
 
-    A model with several attention windows adds `context_tokens_<i>` and every window `context_growth_<i>`.
+    A row is the tuple LOGGED, for a model with several attention windows followed by the contexts and the growths of
+    the further ones. The columns handed on are `STEP_COLUMNS`, plus `gap_weight`, `context_growth_0` and, for window
+    i > 0, `context_tokens_<i>` and `context_growth_<i>`.
     """
 
     def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]]) -> None:
-        extra = {f"context_tokens_{i}": np.int64 for i in range(1, n_windows)}
-        growth = {f"context_growth_{i}": np.int64 for i in range(n_windows)}
-        self.types: dict[str, type] = {**STEP_COLUMNS, **extra, **growth}
-        self.rows: list[tuple[float, ...]] = []
+        further = range(1, n_windows)
+        self.names = (
+            *LOGGED,
+            *[f"context_tokens_{i}" for i in further],
+            *[f"context_growth_{i}" for i in further],
+        )
+        self.flat = array("d")
+        self.rows = 0
         self.sinks = sinks
-        self.steps = 0
+        self.extend = self.flat.extend
 
     def append(self, row: tuple[float, ...]) -> None:
         """Add one row."""
-        self.rows.append(row)
-        if len(self.rows) >= FLUSH_ROWS:
+        self.extend(row)
+        self.rows += 1
+        if self.rows >= FLUSH_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Hand all rows on."""
         if not self.rows:
             return
-        table = np.array(self.rows, dtype=np.float64)
-        self.rows.clear()
-        columns = {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(self.types.items())}
-        self.steps += int(columns["n_steps"].sum())
+        table = np.array(self.flat, dtype=np.float64).reshape(self.rows, len(self.names)).T
+        del self.flat[:]
+        self.rows = 0
+        columns: dict[str, NDArray[Any]] = dict(zip(self.names, np.ascontiguousarray(table), strict=True))
+        n = columns["n_steps"]
+        columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
+        columns["context_growth_0"] = columns["n_decode"]
+        finished_prompts = columns["logits_rows"] - columns["n_decode"]
+        columns["emitted_tokens"] = columns.pop("n_live") * n * (columns["n_decode"] > 0) + finished_prompts
         for sink in self.sinks:
             sink(columns)
 
@@ -55,6 +72,14 @@ class GapLog:
         self.delta_s = array("d")
         self.n = array("q")
         self.weight = array("q")
+
+    def take_steps(self, columns: Columns) -> None:
+        """A sink of the step log: gaps that are just step durations."""
+        rows = columns["gap_weight"] > 0
+        self.first_s.frombytes(columns["first_s"][rows].tobytes())
+        self.delta_s.frombytes(columns["delta_s"][rows].tobytes())
+        self.n.frombytes(columns["n_steps"][rows].astype(np.int64).tobytes())
+        self.weight.frombytes(columns["gap_weight"][rows].astype(np.int64).tobytes())
 
     def add(self, first_s: float, delta_s: float, n: int, weight: int) -> None:
         """`weight` sequences each saw the gaps first, first + delta, ... (n of them)."""

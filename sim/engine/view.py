@@ -35,7 +35,7 @@ class ReplicaView:
     @property
     def now_s(self) -> float:
         """Simulated time of the plan."""
-        return self._replica.env.now  # type: ignore[no-any-return]  # simpy is untyped
+        return self._replica.now_s
 
     @property
     def step(self) -> int:
