@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .formats import Context, Format
+from .ticks import MIN_ROWS, Ticks
 from .trace import Trace
-
-MIN_ROWS = 20
-"""Fewer rows say nothing about their clock."""
-
-MIN_QUANTUM_S = 0.1
-"""Coarser clocks than this make false bursts at the rates of one service (a few requests a second)."""
-
-MIN_PER_TICK = 1.1
-"""Requests per occupied tick from which a coarse clock matters."""
 
 FAST_PER_S = 200.0
 """Rates above this are rare for one service (Azure 2023: 5.5/s, Mooncake: 3.3/s) and usual for seconds read as ms."""
@@ -34,9 +26,7 @@ class Noticed:
         self._first_s = np.inf
         self._last_s = -np.inf
         self._late = 0
-        self._tick_us = 0
-        self._ticks = 0
-        self._previous_s: float | None = None
+        self._ticks = Ticks()
 
     def look(self, trace: Trace) -> None:
         """Take in the next rows."""
@@ -46,31 +36,14 @@ class Noticed:
         self._late += int((arrival_s < before[:-1]).sum())
         self._first_s = min(self._first_s, float(arrival_s.min()))
         self._last_s = float(before[-1])
-        self._look_for_ticks(
-            arrival_s if self._previous_s is None else np.append(self._previous_s, arrival_s)
-        )
-        self._previous_s = float(arrival_s[-1])
+        self._ticks.add(arrival_s)
         self.rows += len(trace)
-
-    def _look_for_ticks(self, arrival_s: np.typing.NDArray[np.float64]) -> None:
-        if not self.rows:
-            self._origin_s = float(arrival_s[0])
-        if self.rows and 0 < self._tick_us < MIN_QUANTUM_S * 1e6:
-            return
-        steps_us = np.round((arrival_s - self._origin_s) * 1e6).astype(np.int64)
-        self._tick_us = int(np.gcd.reduce(steps_us, initial=self._tick_us))
-        self._ticks += int((np.diff(arrival_s) != 0).sum()) + (self._previous_s is None)
 
     @property
     def quantum_s(self) -> float | None:
         """The tick of the trace's clock in seconds where it is coarse enough to make false bursts."""
         stated = self._context.meta.get("timestamp_quantum_ms")
-        if stated is not None:
-            return float(stated) / 1e3
-        tick_s = self._tick_us / 1e6
-        if self.rows < MIN_ROWS or self._ticks < 3 or tick_s < MIN_QUANTUM_S:
-            return None
-        return tick_s if self.rows / self._ticks >= MIN_PER_TICK else None
+        return self._ticks.quantum_s if stated is None else float(stated) / 1e3
 
     def rebased(self, first_s: float) -> None:
         """The clock was moved so that the first request, at `first_s`, arrives at 0."""
@@ -104,9 +77,9 @@ class Noticed:
 
     def _clock(self) -> None:
         if (quantum_s := self.quantum_s) is not None and self._last_s > self._first_s:
-            per_tick = f", {self.rows / self._ticks:.1f} requests a tick" if self._ticks else ""
             self._context.remark(
-                f"timestamps tick every {quantum_s:g} s{per_tick}: replayed as they are they make false bursts; "
+                f"timestamps tick every {quantum_s:g} s, {self._ticks.per_tick:.1f} requests a tick: "
+                "replayed as they are they make false bursts; "
                 "--spread-quantum spreads each tick's requests over it"
             )
         if self._format.absolute:

@@ -57,7 +57,7 @@ def iter_trace(
     Memory does not grow with the file, except by what is asked of each session once (its clock). `request_id`
     counts through the file where rows have none. `sha256`, `meta` and `warnings` are complete in the last chunk only.
 
-    Raises: as `read_trace`; TraceError too where a row stands more than `WINDOW` rows behind its place.
+    Raises: as `read_trace`; UnsortedError too where a row stands more than `WINDOW` rows behind its place.
     """
     for chunk in iter_chunks(path, trace_format, hash_block_size, rows=rows, **options):
         yield chunk.trace
@@ -79,6 +79,10 @@ def iter_chunks(
         yield from reading.stream(rows, window)
 
 
+class UnsortedError(TraceError):
+    """Rows stand too far from their place for a stream; reading the file whole can still sort them."""
+
+
 class Reading:
     """One pass over one file. Raises: TraceError, ConfigError."""
 
@@ -93,9 +97,8 @@ class Reading:
             raise ConfigError(f"--hash-block-size: got {hash_block_size}, expected an integer >= 1")
         self.source = Source(path)
         self.format: Format = format_named(trace_format) if trace_format else detect(self.source)
-        self.context = Context(
-            str(path), ReadOptions(hash_block_size=hash_block_size, **options), dict(read_sidecar(path))
-        )
+        meta = read_sidecar(path) if self.format.sidecar else {}
+        self.context = Context(str(path), ReadOptions(hash_block_size=hash_block_size, **options), meta)
         self.noticed = Noticed(self.context, self.format)
         self._emitted = 0
         self._shift_s = 0.0
@@ -207,7 +210,7 @@ def _refuse_late(chunk: Chunk, latest_s: float, name: str, window: int) -> None:
     if len(late):
         i = int(late[0])
         behind_s = latest_s - float(chunk.trace.arrival_s[i])
-        raise TraceError(
+        raise UnsortedError(
             f"{name}:{chunk.lines[i]}: timestamp: {behind_s:g} s behind a row that stands more than {window} rows "
             "before it; streaming sorts within that window only: read the file whole, or sort it"
         )

@@ -142,7 +142,7 @@ class Format:
 
     `holds`: the optional columns of `Trace` (with `hash_ids`, `output_hash_ids`) that `write` keeps; `extra` in it
     means unknown keys are kept too. `hash_block_size`: tokens per id where the format itself fixes it.
-    `absolute`: times are a wall clock; the reader moves the first request to 0.
+    `absolute`: times are a wall clock; the reader moves the first request to 0. `sidecar`: `NAME.meta.json` is read.
     """
 
     name: str
@@ -154,3 +154,4 @@ class Format:
     aliases: tuple[str, ...] = ()
     hash_block_size: int | None = None
     absolute: bool = False
+    sidecar: bool = False

@@ -117,4 +117,5 @@ FORMAT = Format(
     write=write,
     holds=frozenset({*OPTIONAL_COLUMNS, "hash_ids", "output_hash_ids", "extra"}),
     aliases=("aiperf-trace", "mooncake_trace"),
+    sidecar=True,
 )

@@ -145,7 +145,7 @@ class Source:
             raise TraceError(f"{self.name}: cannot be read ({problem})") from None
 
     def _open(self) -> BufferedReader:
-        return open(0, "rb", closefd=False) if self.name == "-" else Path(self.name).open("rb")  # noqa: PTH123
+        return open(0, "rb", closefd=False) if self.name == "-" else Path(self.name).open("rb")
 
 
 class _ZstdError(Exception):

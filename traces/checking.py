@@ -1,0 +1,76 @@
+"""Oddities of a trace that every reader accepts but that are probably mistakes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from .joining import RowNumbers
+from .reuse import IdTable, previous
+from .trace import Trace
+
+_NONE_BEFORE = -1.0
+
+
+class Checker:
+    """Looks at a stream of chunks in order of arrival; memory grows with ids, sessions and request ids."""
+
+    def __init__(self) -> None:
+        self._odd: Counter[str] = Counter()
+        self._parents = IdTable(np.nan)
+        self._request_ids: set[str] = set()
+        self._turns: dict[str, int] = {}
+
+    def add(self, trace: Trace) -> None:
+        """Take in the next rows."""
+        self._chains(trace)
+        self._names(trace)
+        self._order_of_turns(trace)
+        limits = trace.columns.get("max_output_tokens")
+        if limits is not None:
+            over = sum(
+                1
+                for limit, n in zip(limits, trace.output_tokens.tolist(), strict=True)
+                if limit is not None and n > limit
+            )
+            self._odd["rows have an output_length over their max_output_length"] += over
+
+    def warnings(self) -> list[str]:
+        """What was odd, each with the number of rows or ids."""
+        return [f"{n} {what}" for what, n in self._odd.items() if n]
+
+    def _chains(self, trace: Trace) -> None:
+        """An id stands for a whole prefix, so it must always have the same id before it."""
+        if trace.hash_ids is None:
+            return
+        offsets = trace.hash_ids.offsets
+        ids = trace.hash_ids.values[offsets[0] : offsets[-1]]
+        if not len(ids):
+            return
+        parents = np.concatenate([[_NONE_BEFORE], ids[:-1].astype(np.float64)])
+        starts = offsets[:-1][np.diff(offsets) > 0] - offsets[0]
+        parents[starts] = _NONE_BEFORE
+        before = previous(ids, parents, self._parents)
+        broken = int((~np.isnan(before) & (before != parents)).sum())
+        self._odd["hash ids follow another id than before: they are not prefix-chained"] += broken
+
+    def _names(self, trace: Trace) -> None:
+        names = trace.columns.get("request_id")
+        if names is None or isinstance(names, RowNumbers):
+            return
+        for name in names:
+            if name is not None and name in self._request_ids:
+                self._odd["rows have a request_id that was used before"] += 1
+            self._request_ids.add(name)
+
+    def _order_of_turns(self, trace: Trace) -> None:
+        sessions, turns = trace.columns.get("session_id"), trace.columns.get("turn")
+        if sessions is None or turns is None:
+            return
+        for session, turn in zip(sessions, turns, strict=True):
+            if session is None or turn is None:
+                continue
+            if turn <= self._turns.get(session, -1):
+                self._odd["turns arrive before an earlier turn of their session, or twice"] += 1
+            self._turns[session] = max(turn, self._turns.get(session, -1))
