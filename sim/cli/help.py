@@ -18,8 +18,9 @@ examples:
 
 load       --trace FILE  --trace-format NAME  --replay open|closed  --rate-scale X  --rate-scale-mode sessions|compress
            --max-concurrency N  --client-timeout S  --slo LIMITS|mlperf:NAME  --seed N
-hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N  --replicas N  --dtype FORMAT
+hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --replicas N  --dtype FORMAT
            --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE
+           --usd-per-gpu-hour USD
 scheduling --policy NAME|module:Class[:key=value,...]  --engine NAME  --routing NAME  --preemption NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
 KV cache   --kv-eviction NAME  --[no-]enable-prefix-caching  --block-size N

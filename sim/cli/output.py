@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.sim.report.run_dir import MANIFEST, atomic_dir, json_bytes, versions, write_json, write_run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from stepline.sim.engine.result import RunResult
 
 RUNS = Path("results/runs")
@@ -39,7 +40,8 @@ def save(
 def default_name(results: Mapping[str, RunResult], trace: str) -> str:
     """`<trace>-<policies>-<digest>`; the digest is of the resolved configurations and the trace's content."""
     stem = Path(trace).name.split(".", 1)[0]
-    digest = hashlib.sha256(json_bytes([dict(r.config) for r in results.values()])).hexdigest()[:8]
+    content = [{**r.config, "trace": r.config["trace"]["sha256"]} for r in results.values()]
+    digest = hashlib.sha256(json_bytes(content)).hexdigest()[:8]
     labels = list(results)
     shown = "-".join(labels) if len(labels) <= 3 else f"{len(labels)}-runs"
     return f"{file_name(stem)}-{file_name(shown)[:60]}-{digest}"
@@ -98,16 +100,26 @@ def write_vllm_bench(result: RunResult, path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def print_view(content: Any, results: Mapping[str, RunResult], directory: Path | None) -> None:
+def print_view(content: Any, results: Mapping[str, RunResult]) -> None:
     """Print the tables of a run or comparison on stdout."""
-    from rich.console import Console
     from stepline.sim.report.terminal import comparison_view, run_view
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     title = title_of(results)
-    console.print(run_view(content, title) if isinstance(content, dict) else comparison_view(content, title))
-    if directory is not None:
-        console.print(f"results   {directory}", style="dim", soft_wrap=True)
+    _console().print(
+        run_view(content, title) if isinstance(content, dict) else comparison_view(content, title)
+    )
+
+
+def print_place(directory: Path) -> None:
+    """Say where the results are."""
+    _console().print(f"results   {directory}", style="dim", soft_wrap=True)
+
+
+def _console() -> Console:
+    """A console on stdout; 120 columns where it is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120, highlight=False)
 
 
 def title_of(results: Mapping[str, RunResult]) -> str:
@@ -119,5 +131,6 @@ def title_of(results: Mapping[str, RunResult]) -> str:
         return next(iter(values)) if len(values) == 1 else " / ".join(values)
 
     trace = Path(str(configs[0]["trace"]["source"])).name
-    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {same('replicas')} replica(s)"
-    return f"{trace} · {' / '.join(results)} · {same('model')} on {hardware}, {same('engine')}"
+    replicas = same("replicas")
+    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {replicas} replica{'' if replicas == '1' else 's'}"
+    return f"{trace} · {' / '.join(results)} · {same('model')} on {hardware}, engine {same('engine')}"

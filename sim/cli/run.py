@@ -108,18 +108,22 @@ def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) ->
 
 
 def _output(args: Namespace, results: dict[str, RunResult], command: list[str]) -> None:
-    from .output import print_view, save, write_vllm_bench
+    """Tables first: they are there before the files are."""
+    from .output import print_place, print_view, save, write_vllm_bench
 
     content = _content(results)
-    if args.vllm_bench_json is not None:
-        write_vllm_bench(next(iter(results.values())), args.vllm_bench_json)
-    directory = None if args.no_save else save(content, results, args.out, args.trace, command)
     if args.json:
         from stepline.sim.report.run_dir import json_bytes
 
         sys.stdout.write(json_bytes(_as_json(content)).decode())
     elif not args.quiet:
-        print_view(content, results, directory)
+        print_view(content, results)
+    if args.vllm_bench_json is not None:
+        write_vllm_bench(next(iter(results.values())), args.vllm_bench_json)
+    if not args.no_save:
+        directory = save(content, results, args.out, args.trace, command)
+        if not args.quiet and not args.json:
+            print_place(directory)
 
 
 def _content(results: dict[str, RunResult]) -> Any:

@@ -42,7 +42,7 @@ METHOD = (
 
 STATS = ("mean", "p50", "p99")
 
-_MAX_LEVELS = 8192  # distinct values kept for resampled quantiles; beyond that values are grouped by rank
+_MAX_LEVELS = 4096  # distinct values kept for resampled quantiles; beyond that values are grouped by rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,16 @@ def compare_results(results: Mapping[str, RunResult], seed: int = 0) -> Comparis
         rows += _latencies(label, base, other, rng)
         rows += _gap_rows(label, base.gaps, other.gaps, rng, is_baseline=label == labels[0])
     return Comparison(dict(results), summaries, tuple(rows))
+
+
+def not_separated(first: RunResult, second: RunResult, seed: int = 0) -> bool:
+    """True when the interval of the mean end-to-end difference of two runs holds 0, or cannot be stated."""
+    a, b = _Paired(first).seconds["e2e"], _Paired(second).seconds["e2e"]
+    both = ~(np.isnan(a) | np.isnan(b))
+    if not both.any():
+        return True
+    low, high = _interval(a[both], b[both], stream(seed, "paired bootstrap"))
+    return low is None or high is None or bool(low[0] <= 0 <= high[0])
 
 
 class _Paired:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, log
 from typing import Any
 
-from .paired import Comparison
-from .units import seconds_text
+from .paired import Comparison, not_separated
+from .units import seconds_text, times_text
 
 CLEAR_RATIO = 1.05
 """Figures closer than this are not worth a word."""
 
+GPU_TIME = "GPU time per output token"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A run's place (1 is best), and why: its strongest and its weakest figure beside the other runs."""
+    """A run's place (1 is best), and why: its strongest and its weakest figure beside another run's.
+
+    `is_tie`: the run before it cannot be told apart (the interval of the mean latency difference holds 0).
+    """
 
     run: str
     place: int
     why: str
+    is_tie: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """One figure by which runs are told apart. `text` formats a value; `weakness` says what being worst means."""
+    """One figure by which runs are told apart; `text` formats a value."""
 
     name: str
     values: Mapping[str, float]
@@ -34,13 +41,35 @@ class _Figure:
 
 
 def rank(comparison: Comparison) -> list[Place]:
-    """Runs from best to worst.
+    """Runs from best to worst, the first set beside the second, all others beside the first.
 
     Order: most requests completed; then, with an SLO, most goodput; then the least mean end-to-end latency.
     """
     order = sorted(comparison.summaries, key=lambda run: _key(comparison.summaries[run]))
     figures = _figures(comparison)
-    return [Place(run, i + 1, _why(run, figures)) for i, run in enumerate(order)]
+    rivals = [order[1 if len(order) > 1 else 0], *[order[0]] * (len(order) - 1)]
+    ties = [False, *(_tie(comparison, a, b) for a, b in pairwise(order))]
+    whys = [_why(run, rival, figures) for run, rival in zip(order, rivals, strict=True)]
+    if len(order) > 1:
+        whys[0] = f"{_decided(comparison.summaries[order[0]], comparison.summaries[order[1]])}; {whys[0]}"
+    return [
+        Place(run, i + 1, why, tie) for i, (run, why, tie) in enumerate(zip(order, whys, ties, strict=True))
+    ]
+
+
+def _tie(comparison: Comparison, first: str, second: str) -> bool:
+    a, b = (_key(comparison.summaries[run]) for run in (first, second))
+    return a[:2] == b[:2] and not_separated(comparison.results[first], comparison.results[second])
+
+
+def _decided(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """The figure that put the first run before the second."""
+    a, b = _key(first), _key(second)
+    if a[0] != b[0]:
+        return f"completes {-a[0]:,.0f} requests, not {-b[0]:,.0f}"
+    if a[1] != b[1]:
+        return f"most goodput ({-a[1]:.3g} requests/s, not {-b[1]:.3g})"
+    return f"mean E2E {seconds_text(a[2])}, not {seconds_text(b[2])}"
 
 
 def criterion(comparison: Comparison) -> str:
@@ -74,56 +103,34 @@ def _figures(comparison: Comparison) -> list[_Figure]:
         seconds("mean TPOT", "tpot_s", "mean"),
         seconds("mean queue time", "queue_s", "mean"),
         seconds("p99 E2E", "e2e_s", "p99"),
-        _Figure("GPU time per output token", gpu_s, seconds_text),
+        _Figure(GPU_TIME, gpu_s, seconds_text),
         _Figure("output rate", rate, lambda v: f"{v:,.0f} tokens/s", higher_is_better=True),
     ]
     return [f for f in figures if all(v is not None and v > 0 for v in f.values.values())]
 
 
-def _why(run: str, figures: list[_Figure]) -> str:
-    """The figure in which this run leads by most, and the one in which it trails by most."""
-    best = max(figures, key=lambda f: _lead(run, f), default=None)
-    worst = max(figures, key=lambda f: _lag(run, f), default=None)
+def _why(run: str, rival: str, figures: list[_Figure]) -> str:
+    """Where the run beats its rival by most, where it falls behind by most, and what it does to the GPU."""
+    gains = sorted(((_gain(run, rival, f), f) for f in figures), key=lambda pair: pair[0])
     parts = []
-    if best and _lead(run, best) > log(CLEAR_RATIO):
-        parts.append(_praise(run, best))
-    if worst and _lag(run, worst) > log(CLEAR_RATIO):
-        parts.append(_blame(run, worst))
-    return "; ".join(parts) or "no figure differs by more than 5 % from the best of the others"
+    for gain, figure in (gains[-1], gains[0]) if gains[-1][0] >= -gains[0][0] else (gains[0], gains[-1]):
+        if abs(gain) > log(CLEAR_RATIO) and figure not in [f for _, f in parts]:
+            parts.append((gain, figure))
+    waste = next((pair for pair in gains if pair[1].name == GPU_TIME and pair[0] < -log(CLEAR_RATIO)), None)
+    if waste and waste[1] not in [f for _, f in parts]:
+        parts.append(waste)
+    if not parts:
+        return f"no figure differs from {rival} by more than {CLEAR_RATIO - 1:.0%}"
+    return f"against {rival}: " + "; ".join(_said(run, rival, f) for _, f in parts)
 
 
-def _cost(figure: _Figure, run: str) -> float:
-    """The logarithm of the value, turned so that less is better."""
-    value = log(figure.values[run])
-    return -value if figure.higher_is_better else value
+def _gain(run: str, rival: str, figure: _Figure) -> float:
+    """Log ratio by which the run is better than its rival; negative: worse."""
+    ratio = log(figure.values[rival] / figure.values[run])
+    return -ratio if figure.higher_is_better else ratio
 
 
-def _rivals(run: str, figure: _Figure) -> list[str]:
-    return sorted((r for r in figure.values if r != run), key=lambda r: _cost(figure, r))
-
-
-def _lead(run: str, figure: _Figure) -> float:
-    """Log ratio to the next best; negative when the run is not the best."""
-    rivals = _rivals(run, figure)
-    return _cost(figure, rivals[0]) - _cost(figure, run) if rivals else 0.0
-
-
-def _lag(run: str, figure: _Figure) -> float:
-    """Log ratio to the best."""
-    rivals = _rivals(run, figure)
-    return _cost(figure, run) - _cost(figure, rivals[0]) if rivals else 0.0
-
-
-def _praise(run: str, figure: _Figure) -> str:
-    rival = _rivals(run, figure)[0]
-    word = "highest" if figure.higher_is_better else "lowest"
-    return f"{word} {figure.name}: {figure.text(figure.values[run])}, {rival} has {figure.text(figure.values[rival])}"
-
-
-def _blame(run: str, figure: _Figure) -> str:
-    rivals = _rivals(run, figure)
-    is_last = _cost(figure, run) >= _cost(figure, rivals[-1])
-    word = ("lowest" if figure.higher_is_better else "highest") if is_last else "behind in"
-    times = 2.718281828459045 ** _lag(run, figure)
-    side = f"1/{times:.2g} of" if figure.higher_is_better else f"{times:.2g}× that of"
-    return f"{word} {figure.name}: {figure.text(figure.values[run])}, {side} {rivals[0]}"
+def _said(run: str, rival: str, figure: _Figure) -> str:
+    own, other = figure.values[run], figure.values[rival]
+    word = "higher" if own > other else "lower"
+    return f"{word} {figure.name} ({figure.text(own)}, not {figure.text(other)}: {times_text(own / other)})"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ranking import Place, criterion, rank
-from .units import rate_text, seconds_text, share_text
+from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 if TYPE_CHECKING:
     from .paired import Comparison, Difference
@@ -46,12 +46,20 @@ def run_view(summary: Mapping[str, Any], title: str) -> RenderableType:
 def comparison_view(comparison: Comparison, title: str) -> RenderableType:
     """Several runs: figures side by side, ranking with reasons, paired differences against the first."""
     places = rank(comparison)
+    others = [run for run in comparison.results if run != comparison.baseline]
     return Group(
         _header(title),
-        _side_by_side(comparison, places),
+        *(_side_by_side(comparison, some) for some in _chunks(places, 6)),
         _ranking(places, criterion(comparison)),
-        _differences(comparison),
+        Text(""),
+        *(_differences(comparison, some) for some in _chunks(others, 3)),
+        Text(f"{comparison.method}; dim: the interval holds 0", style="dim"),
     )
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Columns that fit beside each other."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _header(title: str) -> Text:
@@ -127,7 +135,7 @@ def _side_by_side(comparison: Comparison, places: Sequence[Place]) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("")
     for place in places:
-        table.add_column(escape(f"{place.place}. {place.run}"), justify="right")
+        table.add_column(escape(f"{_place(place)} {place.run}"), justify="right", no_wrap=True)
     for label, path, text, higher in _ROWS:
         values = [_at(comparison.summaries[p.run], path) for p in places]
         if any(v is not None for v in values):
@@ -171,8 +179,14 @@ def _marked(values: Sequence[Any], text: Any, higher: bool | None) -> list[str]:
 
 def _ranking(places: Sequence[Place], rule: str) -> Group:
     lines = [Text(f"ranking by {rule}", style="dim")]
-    lines += [Text(f"{p.place}. ", style="bold").append(f"{p.run}: ").append(p.why, style="") for p in places]
+    lines += [Text(f"{_place(p)} {p.run} ", style="bold").append(p.why, style="not bold") for p in places]
+    if any(p.is_tie for p in places):
+        lines.append(Text("=: not told apart from the run before it", style="dim"))
     return Group(*lines)
+
+
+def _place(place: Place) -> str:
+    return f"{place.place}{'=' if place.is_tie else '.'}"
 
 
 _DIFFERENCES = (
@@ -180,28 +194,23 @@ _DIFFERENCES = (
 )  # fmt: skip
 
 
-def _differences(comparison: Comparison) -> Group:
+def _differences(comparison: Comparison, runs: Sequence[str]) -> Table:
     """Difference to the baseline with its interval; a difference whose interval holds 0 is dim."""
-    others = [run for run in comparison.results if run != comparison.baseline]
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("difference")
-    for run in others:
-        table.add_column(escape(f"{run} - {comparison.baseline}"), justify="right")
+    for run in runs:
+        table.add_column(escape(f"{run} - {comparison.baseline}"), justify="right", no_wrap=True)
     for metric, stat in _DIFFERENCES:
-        cells = [_cell(comparison.find(run, metric, stat)) for run in others]
-        table.add_row(f"{metric.upper()} {stat}", *cells)
-    return Group(Text(""), table, Text(f"{comparison.method}; dim: the interval holds 0", style="dim"))
+        table.add_row(
+            f"{metric.upper()} {stat}", *(_cell(comparison.find(run, metric, stat)) for run in runs)
+        )
+    return table
 
 
 def _cell(difference: Difference) -> Text:
     if difference.difference is None:
         return Text("–")
-    text = _signed(difference.difference)
     if difference.low is None or difference.high is None:
-        return Text(f"{text} (no interval)", style="dim")
-    style = "" if difference.is_clear else "dim"
-    return Text(f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]", style=style)
-
-
-def _signed(seconds: float) -> str:
-    return f"+{seconds_text(seconds)}" if seconds > 0 else seconds_text(seconds)
+        return Text(f"{signed_text(difference.difference)} (no interval)", style="dim")
+    middle, low, high = signed_together(difference.difference, difference.low, difference.high)
+    return Text(f"{middle} [{low}, {high}]", style="" if difference.is_clear else "dim")

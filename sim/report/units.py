@@ -11,10 +11,35 @@ def seconds_text(seconds: float | None) -> str:
     """
     if seconds is None:
         return "–"
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if abs(seconds) >= scale:
-            return f"{_three(seconds / scale)} {unit}"
-    return f"{_three(seconds * 1e6)} µs" if seconds else "0 s"
+    unit, scale = _unit(seconds)
+    return f"{_three(seconds / scale)} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The unit in which a duration is at least 1, with its seconds; µs below, s for 0."""
+    if seconds == 0 or abs(seconds) >= 1:
+        return "s", 1.0
+    return ("ms", 1e-3) if abs(seconds) >= 1e-3 else ("µs", 1e-6)
+
+
+def signed_text(seconds: float) -> str:
+    """A difference of durations, with its sign.
+
+    >>> signed_text(0.012), signed_text(-2.0)
+    ('+12 ms', '-2 s')
+    """
+    return f"+{seconds_text(seconds)}" if seconds > 0 else seconds_text(seconds)
+
+
+def signed_together(*seconds: float) -> tuple[str, ...]:
+    """Differences in the unit of the first (of the largest, where that is 0); the unit stands with the first.
+
+    >>> signed_together(0.012, 0.0005, 0.0236)
+    ('+12 ms', '+0.5', '+23.6')
+    """
+    unit, scale = _unit(seconds[0] or max(seconds, key=abs))
+    texts = [f"{'+' if s > 0 else ''}{_three(s / scale)}" for s in seconds]
+    return (f"{texts[0]} {unit}", *texts[1:])
 
 
 def _three(value: float) -> str:
@@ -41,3 +66,12 @@ def share_text(fraction: float | None) -> str:
     ('12.3 %', '0.04 %')
     """
     return "–" if fraction is None else f"{_three(fraction * 100)} %"
+
+
+def times_text(ratio: float) -> str:
+    """A ratio as a factor.
+
+    >>> times_text(1.234), times_text(0.05), times_text(21800.0)
+    ('1.23×', '0.05×', '21,800×')
+    """
+    return f"{_three(ratio)}×" if ratio >= 0.01 else f"1/{_three(1 / ratio)}"

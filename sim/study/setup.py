@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stepline.traces.errors import ConfigError
+from stepline.traces.errors import CalibrationError, ConfigError, InputError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
 from ..cost.catalogue import load_engine, load_gpu, load_model
-from ..engine.plugins import load_plugin, plugin_factory
+from ..cost.memory import MemoryLedger, kv_ledger
+from ..cost.plugins import load_cost_model
+from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
 from .config import DTYPES, FALLBACKS, RunConfig, flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+    from ..cost.work import CostModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +30,7 @@ class Setup:
     config: RunConfig
     cluster: ClusterSpec
     described: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def resolve(config: RunConfig) -> Setup:
@@ -40,12 +44,14 @@ def resolve(config: RunConfig) -> Setup:
     model, gpu = _model(config), _named("gpu", lambda: load_gpu(config.gpu))
     config = replace(config, max_model_len=_max_model_len(config, model))
     _check_together(config, model)
-    blocks, ledger = _kv_blocks(config, model, gpu, engine)
+    ledger = _ledger(config, model, gpu, engine)
+    blocks = config.num_gpu_blocks_override or _known(ledger and ledger.n_blocks)
     cost_model, calibration = _cost_model(config, model, gpu, engine)
     replicas = tuple(
         _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
     )
-    described = _described(config, model, gpu, engine, ledger, blocks, calibration)
+    described = _described(config, model, gpu, engine)
+    described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": calibration}
     cluster = ClusterSpec(
         replicas=replicas,
         routing=load_plugin("stepline.routing_policies", config.routing),
@@ -53,19 +59,18 @@ def resolve(config: RunConfig) -> Setup:
         client_timeout_s=config.client_timeout,
         max_concurrency=config.max_concurrency,
         record_steps=config.record_steps,
-        config=described,
     )
-    return Setup(config, cluster, described)
+    return Setup(config, cluster, described, tuple(getattr(cost_model, "warnings", ())))
 
 
 @contextmanager
-def _flagged(name: str) -> Iterator[None]:
+def _flagged(name: str, kind: type[InputError] = ConfigError) -> Iterator[None]:
     """Errors of a look-up start with the flag that asked for it."""
     try:
         yield
-    except ConfigError as error:
+    except kind as error:
         text = str(error)
-        raise (error if text.startswith(flag(name)) else ConfigError(f"{flag(name)}: {text}")) from None
+        raise (error if text.startswith("--") else kind(f"{flag(name)}: {text}")) from None
 
 
 def _named(name: str, look_up: Callable[[], Any]) -> Any:
@@ -139,3 +144,61 @@ def _known(value: int | None) -> int:
     if value is None:  # pragma: no cover - `_with_defaults` and `_max_model_len` fill these
         raise ConfigError("a setting without a default was left open")
     return value
+
+
+def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> MemoryLedger | None:
+    """The memory ledger; None where the user states the number of blocks.
+
+    A `--max-model-len` must fit into the cache, as vLLM demands; the model's own length need not: a request that is
+    too long for the cache is rejected, and counted, when it comes.
+    """
+    if config.num_gpu_blocks_override is not None:
+        return None
+    return kv_ledger(
+        model,
+        gpu,
+        engine=engine,
+        tp=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len if config.max_model_len != model.max_model_len else None,
+        kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
+        block_size=config.block_size,
+    )
+
+
+def _cost_model(
+    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile
+) -> tuple[CostModel, str | None]:
+    """The cost model, and the id of the calibration it uses (None: it uses none)."""
+    asked = parse_plugin(config.cost_model, "--cost-model")
+    name = asked.target
+    if asked.is_path:  # makes modules of the current directory, and files, importable by name
+        found = load_plugin_class("stepline.cost_models", name)
+        name = f"{found.__module__}:{found.__qualname__}"
+    with _flagged("calibration", CalibrationError), _flagged("cost_model"):
+        cost_model = load_cost_model(
+            name,
+            model=model,
+            gpu=gpu,
+            tp=config.tensor_parallel_size,
+            engine=engine,
+            calibration=config.calibration,
+            kv_dtype=DTYPES[config.kv_cache_dtype],
+            **asked.parameters,
+        )
+    calibration = getattr(cost_model, "calibration", None)
+    return cost_model, getattr(calibration, "id", None)
+
+
+def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> dict[str, Any]:
+    """Every setting as it was resolved, and the specs behind the names."""
+    price = gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
+    return {
+        **asdict(config),
+        "usd_per_gpu_hour": price,
+        "model_spec": asdict(model),
+        "gpu_spec": asdict(gpu),
+        "engine_profile": asdict(engine),
+    }

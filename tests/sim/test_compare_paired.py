@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from run_results import gaps, requests, run_result
-
 from stepline.sim.report.paired import METHOD, N_BLOCKS, compare_results
 from stepline.sim.report.ranking import criterion, rank
 from stepline.traces.errors import InvariantError
+
+from .run_results import gaps, requests, run_result
 
 
 def with_latency(ttft_s, gap_rows=((0.02, 0.0, 2, 100),), e2e_extra_s=1.0):
@@ -121,9 +121,26 @@ def test_ranking_follows_completion_then_latency_and_says_numbers():
     assert "3 s" in next(p.why for p in places if p.run == "slow")
 
 
-def test_reasons_name_the_strongest_figure():
+def test_reasons_name_the_strongest_figure_and_the_waste():
     smooth = with_latency(np.full(50, 1.0), [(0.02, 0.0, 2, 100)])
-    bursty = with_latency(np.full(50, 0.9), [(0.02, 0.0, 2, 90), (0.9, 0.0, 2, 10)])
+    bursty = with_latency(np.full(50, 1.2), [(0.02, 0.0, 2, 90), (0.9, 0.0, 2, 10)])
+    bursty = replace(bursty, totals=replace(bursty.totals, busy_s=2 * smooth.totals.busy_s))
     why = {p.run: p.why for p in rank(compare_results({"smooth": smooth, "bursty": bursty}))}
-    assert why["smooth"].startswith("lowest p99 ITL: 20 ms, bursty has 900 ms")
-    assert "highest p99 ITL: 900 ms, 45× that of smooth" in why["bursty"]
+    assert why["smooth"].startswith(
+        "mean E2E 2 s, not 2.2 s; against bursty: lower p99 ITL (20 ms, not 900 ms: 0.02×)"
+    )
+    assert why["bursty"].startswith("against smooth: higher p99 ITL (900 ms, not 20 ms: 45×)")
+    assert "higher GPU time per output token" in why["bursty"]
+
+
+def test_equal_runs_are_said_to_be_equal():
+    same = with_latency(np.full(50, 1.0))
+    places = rank(compare_results({"a": same, "b": same}))
+    assert [p.is_tie for p in places] == [False, True]
+    assert places[1].why == "no figure differs from a by more than 5%"
+
+
+def test_a_clear_difference_is_no_tie():
+    ttft = np.random.default_rng(4).gamma(2.0, 0.5, 400)
+    places = rank(compare_results({"a": with_latency(ttft), "b": with_latency(ttft + 0.01)}))
+    assert [(p.run, p.is_tie) for p in places] == [("a", False), ("b", False)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_results import NAN, requests, run_result
+from .run_results import NAN, requests, run_result
 
 from stepline.sim.report.run_dir import atomic_dir, json_bytes, write_run
 from stepline.traces.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from run_results import NAN, gaps, run_result, totals
+from .run_results import NAN, gaps, run_result, totals
 from stepline.sim.report.summary import summary
 from stepline.sim.report.verdict import is_overloaded
 from stepline.sim.report.vllm_bench import vllm_bench
