@@ -37,7 +37,7 @@ class Arrivals(Protocol):
         ...
 
     def chunks(self, streams: Streams) -> Iterator[Times]:
-        """Endless blocks of arrival times, int64 microseconds since the start, non-decreasing throughout."""
+        """Blocks of arrival times, int64 microseconds since the start, non-decreasing throughout."""
         ...
 
 
@@ -180,3 +180,26 @@ class Bursts:
             if self.memory_frac > 0:
                 u = normal_cdf(own * normal_ppf(u) + shared * next(memory))
             yield self.gaps_s.ppf(u)
+
+
+@ARRIVALS.add("users")
+@dataclass(frozen=True, slots=True)
+class Users:
+    """`count` users, who start evenly spread over `within_s` seconds; no one else comes."""
+
+    count: int
+    within_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("count", self.count, low=1)
+        number("within_s", self.within_s, low=0)
+        if not isinstance(self.count, int):
+            raise ConfigError(f"count: got {self.count!r}, expected an integer >= 1")
+
+    def scaled(self, rate_scale: float) -> Users:
+        """`rate_scale` times as many users (rounded, at least one)."""
+        return replace(self, count=max(1, round(self.count * rate_scale)))
+
+    def chunks(self, streams: Streams) -> Iterator[Times]:
+        """One block: the start of each user in microseconds."""
+        yield np.rint(np.arange(self.count) * (self.within_s * 1e6 / self.count)).astype(np.int64)

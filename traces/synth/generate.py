@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..joining import concatenate
 from ..random_streams import stream
 from ..trace import Trace
 from .profile import Profile, load_profile
 from .registry import number
-from .workloads import concatenated
 
 
 def synth(
@@ -38,7 +38,7 @@ def synth(
     blocks = list(
         synth_blocks(profile, seed=seed, duration_s=duration_s, n_requests=n_requests, rate_scale=rate_scale)
     )
-    return concatenated(blocks)
+    return concatenate(blocks)
 
 
 def synth_blocks(

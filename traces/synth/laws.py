@@ -246,6 +246,19 @@ class Scaled:
         return self.base.mean * self.factor
 
 
+class Normal:
+    """The standard normal law; not for profiles (its values may be negative), but for copulas."""
+
+    mean = 0.0
+
+    def ppf(self, u: Array) -> Array:
+        """Φ⁻¹(u)."""
+        return normal_ppf(u)
+
+
+NORMAL = Normal()
+
+
 def normal_ppf(u: Array) -> Array:
     """Standard normal quantiles at `u`; u = 0 is taken as 2⁻⁵⁴."""
     from scipy.special import ndtri
@@ -281,3 +294,8 @@ def midpoint_mean(any_law: Law, points: int = 100_000) -> float:
 def whole(values: Array, low: int = 1) -> NDArray[np.int64]:
     """Lengths: the nearest integers, at least `low` (int64)."""
     return np.maximum(np.rint(values), low).astype(np.int64)
+
+
+def seconds(times_us: Any) -> Any:
+    """Microseconds (int64) as seconds, by way of the milliseconds a trace file holds, so that reading gives the same."""
+    return np.asarray(times_us, dtype=np.int64) / 1000.0 / 1000.0

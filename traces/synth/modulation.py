@@ -50,7 +50,7 @@ class Curve:
         if self.period_s is not None:
             number("period_s", self.period_s, low=self.time_s[-1])
 
-    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:  # noqa: ARG002
+    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:
         """See `Modulator`; draws nothing."""
         for t in _middles(cell_s, cells):
             yield np.interp(t if self.period_s is None else t % self.period_s, self.time_s, self.factor)
@@ -71,7 +71,7 @@ class Diurnal:
         if self.amplitude > 1:
             raise ConfigError(f"amplitude: got {self.amplitude!r}, expected a number in 0..1")
 
-    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:  # noqa: ARG002
+    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:
         """See `Modulator`; draws nothing."""
         for t in _middles(cell_s, cells):
             yield 1.0 + self.amplitude * np.sin(2 * np.pi * ((t - self.phase_s) / self.period_s % 1.0))
@@ -92,7 +92,7 @@ class Ramp:
         number("end", self.end, low=0, above=True)
         number("duration_s", self.duration_s, low=0, above=True)
 
-    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:  # noqa: ARG002
+    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:
         """See `Modulator`; draws nothing."""
         for t in _middles(cell_s, cells):
             done = np.minimum(t / self.duration_s, 1.0)
@@ -119,7 +119,7 @@ class Spike:
         if self.period_s is not None:
             number("period_s", self.period_s, low=self.at_s + self.duration_s)
 
-    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:  # noqa: ARG002
+    def factors(self, random: np.random.Generator, cell_s: float, cells: int) -> Iterator[Array]:
         """See `Modulator`; draws nothing."""
         for t in _middles(cell_s, cells):
             since = (t if self.period_s is None else t % self.period_s) - self.at_s

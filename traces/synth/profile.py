@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, nearest
+from . import agents, sessions  # noqa: F401  # each adds its workload to the table
 from .registry import build_fields, number
 from .workloads import WORKLOADS, Workload
 
 PROFILE_VERSION = 1
-_FOLDER = Path(__file__).resolve().parent.parent / "profiles"
+PROFILE_DIR = Path(__file__).resolve().parent.parent / "profiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Profile:
 
 def profile_names() -> list[str]:
     """Names of the shipped profiles, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+    return sorted(path.stem for path in PROFILE_DIR.glob("*.json"))
 
 
 def load_profile(name_or_file: str | Path) -> Profile:
@@ -58,7 +59,7 @@ def load_profile(name_or_file: str | Path) -> Profile:
     """
     path = Path(name_or_file)
     if str(name_or_file) in profile_names():
-        path = _FOLDER / f"{name_or_file}.json"
+        path = PROFILE_DIR / f"{name_or_file}.json"
     elif not path.is_file():
         raise ConfigError(
             f"profile: no file and no profile {str(name_or_file)!r}{nearest(str(path), profile_names())}"

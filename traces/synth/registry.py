@@ -72,3 +72,10 @@ def ascending(name: str, values: Any, *, strict: bool = False, size: int | None 
     if not good or any(b < a or (strict and b == a) for a, b in zip(values, values[1:], strict=False)):
         long = "" if size is None else f"{size} "
         raise ConfigError(f"{name}: got {str(values)[:60]}, expected {long}ascending numbers")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Check that field `name` lies in 0..1, else raise ConfigError."""
+    number(name, value, low=0)
+    if value > 1:
+        raise ConfigError(f"{name}: got {value!r}, expected a number in 0..1")

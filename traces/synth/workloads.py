@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError
+from ..joining import concatenate
 from ..trace import Ragged, Trace
 from .arrivals import ARRIVALS
+from .laws import seconds
 from .lengths import LENGTHS
 from .registry import Registry
 
@@ -87,7 +89,7 @@ class Mix:
         while True:
             until = min(float(block.arrival_s[-1]) for block in held)
             ready = [int(np.searchsorted(block.arrival_s, until, side="right")) for block in held]
-            merged = concatenated([block.take(np.arange(n)) for block, n in zip(held, ready, strict=True)])
+            merged = concatenate([block.take(np.arange(n)) for block, n in zip(held, ready, strict=True)])
             yield merged.take(np.argsort(merged.arrival_s, kind="stable"))
             for i, n in enumerate(ready):
                 rest = held[i].take(np.arange(n, len(held[i])))
@@ -102,37 +104,3 @@ class Mix:
         if self.tenants is not None:
             changes["columns"] = {**block.columns, "tenant": [self.tenants[part]] * len(block)}
         return replace(block, **changes)
-
-
-def concatenated(blocks: Sequence[Trace]) -> Trace:
-    """Blocks one after the other as one trace (a column that a block lacks is None there); the first's provenance."""
-    hashed = any(b.hash_ids is not None for b in blocks)
-    names = sorted({name for b in blocks for name in b.columns})
-    return replace(
-        blocks[0],
-        arrival_s=np.concatenate([b.arrival_s for b in blocks]),
-        input_tokens=np.concatenate([b.input_tokens for b in blocks]),
-        output_tokens=np.concatenate([b.output_tokens for b in blocks]),
-        hash_ids=_joined([b.hash_ids or _absent(len(b)) for b in blocks]) if hashed else None,
-        block_size=np.concatenate([_sizes(b) for b in blocks]) if hashed else None,
-        columns={name: [v for b in blocks for v in b.columns.get(name, [None] * len(b))] for name in names},
-    )
-
-
-def _absent(n: int) -> Ragged:
-    return Ragged(np.zeros(0, dtype=np.int64), np.zeros(n + 1, dtype=np.int64))
-
-
-def _sizes(block: Trace) -> Any:
-    return np.zeros(len(block), dtype=np.int64) if block.block_size is None else block.block_size
-
-
-def _joined(parts: Sequence[Ragged]) -> Ragged:
-    starts = np.cumsum([0] + [len(p.values) for p in parts])
-    offsets = [p.offsets[1:] + s for p, s in zip(parts, starts[:-1], strict=True)]
-    return Ragged(np.concatenate([p.values for p in parts]), np.concatenate([[0], *offsets]).astype(np.int64))
-
-
-def seconds(times_us: Any) -> Any:
-    """Microseconds (int64) as seconds, by way of the milliseconds a trace file holds, so that reading gives the same."""
-    return np.asarray(times_us, dtype=np.int64) / 1000.0 / 1000.0

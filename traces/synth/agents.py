@@ -1,0 +1,266 @@
+"""Closed loops: users and agents who wait for an answer, think or run a tool, and ask again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from math import erfc, sqrt
+from typing import Any
+
+import numpy as np
+
+from ..trace import Trace
+from .arrivals import ARRIVALS
+from .conversations import BlockIds, Draws, Turn, conversations
+from .laws import NORMAL, Law, Uniform, law
+from .lengths import LENGTHS
+from .registry import ascending, build_fields, fraction, number
+from .sessions import ByInput
+from .workloads import WORKLOADS
+
+Streams = Callable[..., np.random.Generator]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Nominal time to answer: `base_s` + `per_output_token_s`·output.
+
+    It only places timestamps for an open replay; a closed replay uses the delays and the simulated time.
+    """
+
+    base_s: float = 0.5
+    per_output_token_s: float = 0.02
+
+    def __call__(self, output_tokens: int) -> float:
+        """Seconds."""
+        return self.base_s + self.per_output_token_s * output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepLaws:
+    """A law by prompt length: `laws[i]` below `bounds[i]`, the last one above them all."""
+
+    bounds: tuple[float, ...]
+    laws: tuple[Law, ...]
+
+    @classmethod
+    def parse(cls, spec: Any, name: str) -> StepLaws:
+        """From one law or a list of [upper bound (exclusive), law]; the last bound is open."""
+        rows = spec if isinstance(spec, list) else [[float("inf"), spec]]
+        built = tuple(law(part, f"{name}[{i}]") for i, (_, part) in enumerate(rows))
+        ascending(f"{name} bounds", [bound for bound, _ in rows], strict=True)
+        return cls(tuple(float(bound) for bound, _ in rows[:-1]), built)
+
+    def __call__(self, tokens: int) -> Law:
+        """The law for a prompt of `tokens`."""
+        return self.laws[bisect_right(self.bounds, tokens)]
+
+
+@WORKLOADS.add("users")
+@dataclass(frozen=True, slots=True)
+class ClosedUsers:
+    """`users` clients, each with one request at a time and `think_s` seconds (a law) between answer and next request.
+
+    Lengths come from `lengths`; nothing is shared between prompts. Starts are spread over `within_s` seconds.
+    """
+
+    users: int
+    lengths: Any
+    think_s: Any = 0.0
+    within_s: float = 0.0
+    service: Any = Service()  # frozen
+
+    def __post_init__(self) -> None:
+        ARRIVALS.parts["users"](self.users, self.within_s)
+        if isinstance(self.lengths, dict):
+            object.__setattr__(self, "lengths", LENGTHS.build(self.lengths, "lengths"))
+        if not hasattr(self.think_s, "ppf"):
+            object.__setattr__(self, "think_s", law(self.think_s, "think_s"))
+        object.__setattr__(self, "service", service(self.service))
+
+    def scaled(self, rate_scale: float) -> ClosedUsers:
+        """`rate_scale` times as many users."""
+        return replace(self, users=max(1, round(self.users * rate_scale)))
+
+    def blocks(self, streams: Streams) -> Iterator[Trace]:
+        """See `Workload`."""
+        arrivals = ARRIVALS.parts["users"](self.users, self.within_s)
+        return conversations(arrivals, _User(self, streams), BlockIds(None, []), streams, 0.0, label="u")
+
+
+class _User:
+    """The script of `ClosedUsers`."""
+
+    def __init__(self, spec: ClosedUsers, streams: Streams) -> None:
+        self.spec, self.draw = spec, spec.lengths.sampler(streams)
+        self.think_s = Draws(spec.think_s, streams("think"))
+
+    def first(self) -> Turn:
+        """A request."""
+        inputs, outputs = self.draw(1)
+        return Turn(int(inputs[0]), int(outputs[0]))
+
+    def following(self, turn: Turn) -> tuple[float, Turn]:
+        """Always another request."""
+        later, think_s = self.first(), round(self.think_s(), 3)
+        later.number, later.delay_s = turn.number + 1, think_s
+        return self.spec.service(turn.output_tokens) + think_s, later
+
+
+@WORKLOADS.add("agents")
+@dataclass(frozen=True, slots=True)
+class Agents:
+    """Agentic sessions: `turns` requests each, whose context grows turn by turn and is nearly all prefix hit.
+
+    Laws (tokens, seconds): `first_input`; `growth` of the prompt from turn to turn (answer, tool result, new question),
+    one law or steps of [upper bound of the last prompt, law]; `outputs`; `think_s` between an answer and the next prompt.
+    `session_frac`: share of the variance of normal scores of growth, outputs and think_s that is the session's own
+    (a Gaussian copula: laws stay as they are). A prompt keeps all whole blocks of the last one, but for:
+    with chance `break_chance` only `break_kept_blocks` (a law); with chance `compact_chance` by length of the last
+    prompt, or where it would exceed `max_input_tokens`, the context is cut to a share `compact_frac` of its length
+    (a law) and keeps `break_kept_blocks`.
+    A session also ends before a turn later than `max_session_s` seconds after its first (None: no such limit).
+    `sessions`: how many start in all (None: endless). `restart_s`: pause after which the same user starts another
+    session (None: no one does). `systems`: as in `Sessions`; `warmup_s` too.
+    """
+
+    arrivals: Any
+    turns: Any
+    first_input: Any
+    growth: Any
+    outputs: Any
+    think_s: Any
+    session_frac: Any = None
+    break_chance: float = 0.0
+    break_kept_blocks: Any = 0
+    compact_chance: Any = 0.0
+    compact_frac: Any = 0.5
+    max_input_tokens: int = 200_000
+    max_session_s: float | None = None
+    sessions: int | None = None
+    restart_s: Any = None
+    systems: Any = ()
+    block_size: int = 512
+    warmup_s: float = 0.0
+    service: Any = Service()  # frozen
+
+    def __post_init__(self) -> None:
+        if isinstance(self.arrivals, dict):
+            object.__setattr__(self, "arrivals", ARRIVALS.build(self.arrivals, "arrivals"))
+        laws = ["turns", "first_input", "outputs", "think_s", "break_kept_blocks", "compact_frac"]
+        for name in laws + (["restart_s"] if self.restart_s is not None else []):
+            if not hasattr(getattr(self, name), "ppf"):
+                object.__setattr__(self, name, law(getattr(self, name), name))
+        if not isinstance(self.growth, StepLaws):
+            object.__setattr__(self, "growth", StepLaws.parse(self.growth, "growth"))
+        if not isinstance(self.compact_chance, ByInput):
+            object.__setattr__(self, "compact_chance", ByInput.parse(self.compact_chance, "compact_chance"))
+        object.__setattr__(self, "service", service(self.service))
+        shares = {"growth": 0.0, "outputs": 0.0, "think_s": 0.0} | dict(self.session_frac or {})
+        for name, value in shares.items():
+            fraction(f"session_frac.{name}", value)
+        object.__setattr__(self, "session_frac", shares)
+        if self.max_session_s is not None:
+            number("max_session_s", self.max_session_s, low=0, above=True)
+        fraction("break_chance", self.break_chance)
+        number("block_size", self.block_size, low=1)
+        number("warmup_s", self.warmup_s, low=0)
+        number("max_input_tokens", self.max_input_tokens, low=1)
+
+    def scaled(self, rate_scale: float) -> Agents:
+        """The same sessions, starting at `rate_scale` times the rate."""
+        return replace(self, arrivals=self.arrivals.scaled(rate_scale))
+
+    def blocks(self, streams: Streams) -> Iterator[Trace]:
+        """See `Workload`."""
+        ids = BlockIds(self.block_size, [int(s["blocks"]) for s in self.systems])
+        starts = partial(streams, "starts")
+        script = _Agent(self, streams)
+        return conversations(self.arrivals, script, ids, starts, self.warmup_s, most=self.sessions)
+
+
+@dataclass(slots=True)
+class _Life:
+    """What an agent's session remembers: turns still to come and its own normal scores."""
+
+    left: int
+    scores: dict[str, float]
+    age_s: float = 0.0
+
+
+class _Agent:
+    """The script of `Agents`."""
+
+    def __init__(self, spec: Agents, streams: Streams) -> None:
+        self.spec = spec
+        self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
+        plain = ("turns", "first_input", "break_kept_blocks", "compact_frac")
+        self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in plain}
+        self.normal = {name: Draws(NORMAL, streams(name)) for name in ("growth", "outputs", "think_s")}
+        self.own = Draws(NORMAL, streams("session"))
+        self.pause = None if spec.restart_s is None else Draws(spec.restart_s, streams("restart_s"))
+
+    def first(self) -> Turn:
+        """The first prompt of a session."""
+        spec = self.spec
+        life = _Life(max(1, round(self.draw["turns"]())) - 1, {name: self.own() for name in self.normal})
+        tokens = min(max(1, round(self.draw["first_input"]())), spec.max_input_tokens)
+        shares = np.cumsum([s["weight"] for s in spec.systems])
+        system = int(np.searchsorted(shares, self.chance() * shares[-1], side="right")) if spec.systems else 0
+        kept = int(spec.systems[system]["blocks"]) if spec.systems else 0
+        output = max(1, round(self._value("outputs", spec.outputs, life)))
+        return Turn(tokens, output, kept_blocks=kept, system=system, script=life)
+
+    def following(self, turn: Turn) -> tuple[float, Turn] | None:
+        """The next prompt of the session, or the user's next session."""
+        spec, life = self.spec, turn.script
+        served_s = spec.service(turn.output_tokens)
+        if life.left == 0:
+            return self._over(served_s)
+        life.left -= 1
+        think_s = round(self._value("think_s", spec.think_s, life), 3)
+        life.age_s += served_s + think_s
+        if spec.max_session_s is not None and life.age_s > spec.max_session_s:
+            return self._over(served_s)
+        growth = self._value("growth", spec.growth(turn.input_tokens), life)
+        tokens, kept = self._grown(turn, growth)
+        later = Turn(
+            tokens, max(1, round(self._value("outputs", spec.outputs, life))), number=turn.number + 1
+        )
+        later.kept_blocks, later.script = min(kept, tokens // spec.block_size), life
+        later.delay_s = think_s
+        return served_s + think_s, later
+
+    def _over(self, served_s: float) -> tuple[float, Turn] | None:
+        """The same user's next session, if users come back."""
+        if self.pause is None:
+            return None
+        later = self.first()
+        later.delay_s = round(self.pause(), 3)
+        return served_s + later.delay_s, later
+
+    def _grown(self, turn: Turn, growth: float) -> tuple[int, int]:
+        """Length and kept blocks of the prompt after `turn`."""
+        spec = self.spec
+        tokens, kept = max(1, round(turn.input_tokens + growth)), turn.input_tokens // spec.block_size
+        broken, compact = self.chance() < spec.break_chance, self.chance()
+        if tokens > spec.max_input_tokens or compact < spec.compact_chance(turn.input_tokens):
+            tokens = min(
+                max(1, round(turn.input_tokens * self.draw["compact_frac"]())), spec.max_input_tokens
+            )
+            broken = True
+        return tokens, min(kept, round(self.draw["break_kept_blocks"]())) if broken else kept
+
+    def _value(self, name: str, marginal: Law, life: _Life) -> float:
+        share = self.spec.session_frac[name]
+        score = sqrt(share) * life.scores[name] + sqrt(1.0 - share) * self.normal[name]()
+        return float(marginal.ppf(np.float64(0.5 * erfc(-score / sqrt(2.0)))))
+
+
+def service(spec: Any) -> Service:
+    """A `Service` from its fields."""
+    if isinstance(spec, Service):
+        return spec
+    return build_fields(Service, dict(spec), "service")
