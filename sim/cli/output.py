@@ -59,7 +59,7 @@ def file_name(label: str) -> str:
 def _write_comparison(comparison: Any, work: Path, command: str) -> None:
     from stepline.sim.report.comparison_html import comparison_html
 
-    folders = {}
+    folders: dict[str, str] = {}
     for label, result in comparison.results.items():
         folders[label] = _fresh(file_name(label), folders.values())
         folder = work / folders[label]

@@ -85,7 +85,8 @@ def _check_outputs(args: Namespace, configs: dict[str, RunConfig]) -> None:
 
 
 def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
-    from stepline.sim.study.run import load, simulate_resolved
+    from stepline.sim.study.load import load
+    from stepline.sim.study.run import simulate_resolved
     from stepline.sim.study.setup import resolve
 
     from .progress import progress_bar

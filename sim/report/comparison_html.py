@@ -47,7 +47,7 @@ def _charts(comparison: Comparison) -> str:
         .facet(row=alt.Row("metric:N", title=None), column=alt.Column("stat:N", title=None))
         .resolve_scale(x="independent")
     )
-    return bars.to_html(inline=True, fullhtml=False)
+    return str(bars.to_html(inline=True, fullhtml=False))
 
 
 def _table(comparison: Comparison) -> str:

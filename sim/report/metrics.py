@@ -62,12 +62,12 @@ def distribution(values_s: Floats) -> dict[str, float | None]:
 def gap_distribution(gaps: Gaps) -> dict[str, float | None]:
     """The same figures over every inter-token gap, exact as if each gap were stored."""
     rows = _Rows.of(gaps)
-    if rows.count == 0:
+    if rows.total == 0:
         return dict.fromkeys(["mean", *PERCENTILES, "max"])
     points = gap_quantiles(gaps, list(PERCENTILES.values()))
     named = dict(zip(PERCENTILES, points.tolist(), strict=True))
     sums = rows.n * (rows.low + rows.delta * (rows.n - 1) / 2)
-    return {"mean": float((rows.weight * sums).sum() / rows.count), **named, "max": float(rows.high.max())}
+    return {"mean": float((rows.weight * sums).sum() / rows.total), **named, "max": float(rows.high.max())}
 
 
 def gap_quantiles(gaps: Gaps, fractions: Sequence[float]) -> Floats:
@@ -78,15 +78,16 @@ def gap_quantiles(gaps: Gaps, fractions: Sequence[float]) -> Floats:
     and memory however many tokens the rows stand for. Interpolation as `PERCENTILE_METHOD`.
     """
     rows = _Rows.of(gaps)
-    if rows.count == 0:
+    if rows.total == 0:
         return np.full(len(fractions), np.nan)
-    position = (rows.count - 1) * np.asarray(fractions, dtype=np.float64)
+    position = (rows.total - 1) * np.asarray(fractions, dtype=np.float64)
     below = np.floor(position).astype(np.int64)
-    ranks = np.unique(np.concatenate([below, np.minimum(below + 1, rows.count - 1)]))
+    ranks = np.unique(np.concatenate([below, np.minimum(below + 1, rows.total - 1)]))
     value = dict(zip(ranks.tolist(), _order_statistics(rows, ranks).tolist(), strict=True))
     low = np.array([value[r] for r in below.tolist()])
-    high = np.array([value[min(r + 1, rows.count - 1)] for r in below.tolist()])
-    return low + (high - low) * (position - below)
+    high = np.array([value[min(r + 1, rows.total - 1)] for r in below.tolist()])
+    quantiles: Floats = low + (high - low) * (position - below)
+    return quantiles
 
 
 def gap_std(gaps: Gaps) -> float:
@@ -95,13 +96,13 @@ def gap_std(gaps: Gaps) -> float:
     Each row contributes n·(mean - m)² plus the spread delta²·n(n² - 1)/12 of its own progression.
     """
     rows = _Rows.of(gaps)
-    if rows.count == 0:
+    if rows.total == 0:
         return 0.0
     means = rows.low + rows.delta * (rows.n - 1) / 2
     mass = (rows.weight * rows.n).astype(np.float64)
-    mean = float((mass * means).sum()) / rows.count
+    mean = float((mass * means).sum()) / rows.total
     own = rows.weight * rows.delta**2 * (rows.n * (rows.n.astype(np.float64) ** 2 - 1) / 12)
-    return float(np.sqrt(((mass * (means - mean) ** 2).sum() + own.sum()) / rows.count))
+    return float(np.sqrt(((mass * (means - mean) ** 2).sum() + own.sum()) / rows.total))
 
 
 class _Rows(NamedTuple):
@@ -122,7 +123,8 @@ class _Rows(NamedTuple):
         return cls(low, np.abs(delta), np.where(constant, 1, n), np.where(constant, weight * n, weight))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
+        """Number of gaps."""
         return int((self.n * self.weight).sum())
 
     @property

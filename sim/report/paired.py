@@ -195,13 +195,10 @@ def _resampled(
     n_blocks = len(before.sums)
     if n_blocks < MIN_BLOCKS or len(after.sums) != n_blocks:
         return None, None
-    drawn = (rng.random((N_RESAMPLES, n_blocks)) * n_blocks).astype(np.int64) + n_blocks * np.arange(
-        N_RESAMPLES
-    )[:, None]
+    drawn = (rng.random((N_RESAMPLES, n_blocks)) * n_blocks).astype(np.int64)
+    drawn += n_blocks * np.arange(N_RESAMPLES)[:, None]
     picks = (
-        np.bincount(drawn.ravel(), minlength=n_blocks * N_RESAMPLES)
-        .reshape(N_RESAMPLES, n_blocks)
-        .astype(np.float64)
+        np.bincount(drawn.ravel(), minlength=n_blocks * N_RESAMPLES).astype(np.float64).reshape(-1, n_blocks)
     )
     spread = after.statistics(picks) - before.statistics(picks)
     tail = (1 - CONFIDENCE) / 2
@@ -226,7 +223,8 @@ class _Blocks:
         per_level = np.bincount(cells, weights=weight, minlength=n_blocks * len(levels))
         sums = np.bincount(block, weights=weight * values, minlength=n_blocks)
         counts = np.bincount(block, weights=weight, minlength=n_blocks)
-        return cls(sums, counts, levels, per_level.reshape(n_blocks, len(levels)))
+        table = per_level.astype(np.float64).reshape(n_blocks, len(levels))
+        return cls(sums.astype(np.float64), counts.astype(np.float64), levels, table)
 
     def statistics(self, picks: Floats) -> Floats:
         """Mean, p50, p99 of each resample; `picks` (resamples, blocks) says how often each block is drawn."""

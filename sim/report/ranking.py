@@ -111,17 +111,21 @@ def _figures(comparison: Comparison) -> list[_Figure]:
 
 def _why(run: str, rival: str, figures: list[_Figure]) -> str:
     """Where the run beats its rival by most, where it falls behind by most, and what it does to the GPU."""
-    gains = sorted(((_gain(run, rival, f), f) for f in figures), key=lambda pair: pair[0])
-    parts = []
-    for gain, figure in (gains[-1], gains[0]) if gains[-1][0] >= -gains[0][0] else (gains[0], gains[-1]):
-        if abs(gain) > log(CLEAR_RATIO) and figure not in [f for _, f in parts]:
-            parts.append((gain, figure))
-    waste = next((pair for pair in gains if pair[1].name == GPU_TIME and pair[0] < -log(CLEAR_RATIO)), None)
-    if waste and waste[1] not in [f for _, f in parts]:
-        parts.append(waste)
-    if not parts:
+    gains = {f.name: _gain(run, rival, f) for f in figures}
+    least = log(CLEAR_RATIO)
+    named = [name for name in _extremes(gains) if abs(gains[name]) > least]
+    if gains.get(GPU_TIME, 0.0) < -least and GPU_TIME not in named:
+        named.append(GPU_TIME)
+    if not named:
         return f"no figure differs from {rival} by more than {CLEAR_RATIO - 1:.0%}"
-    return f"against {rival}: " + "; ".join(_said(run, rival, f) for _, f in parts)
+    by_name = {f.name: f for f in figures}
+    return f"against {rival}: " + "; ".join(_said(run, rival, by_name[name]) for name in named)
+
+
+def _extremes(gains: Mapping[str, float]) -> list[str]:
+    """The largest gain and the largest loss, the larger of the two first."""
+    found = [pick(gains, key=lambda name: gains[name]) for pick in (max, min)] if gains else []
+    return sorted(dict.fromkeys(found), key=lambda name: -abs(gains[name]))
 
 
 def _gain(run: str, rival: str, figure: _Figure) -> float:

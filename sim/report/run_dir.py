@@ -130,9 +130,9 @@ def request_table(result: RunResult) -> pd.DataFrame:
     table = {
         "request_id": labels.get("request_id", [str(i) for i in index]),
         "session_id": labels.get("session_id", [None] * len(rows)),
-        "replica": pd.array(replica.where(replica >= 0, None), dtype="Int32"),
+        "replica": replica.astype("Int32").mask(replica < 0),
         **{name: rows[name] for name in _REQUEST_COLUMNS},
-        "status": pd.Categorical.from_codes(rows["status"].to_numpy(), list(STATUSES)).astype(str),
+        "status": np.array(STATUSES, dtype=object)[rows["status"].to_numpy(np.int64)],
     }
     if "tenant" in labels:
         table["tenant"] = labels["tenant"]

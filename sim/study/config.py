@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stepline.traces.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from ..cost.specs import Dtype
+
 Replay = Literal["open", "closed"]
 
-DTYPES = {
+DTYPES: dict[str, Dtype | None] = {
     "auto": None,
     "bf16": "bf16", "bfloat16": "bf16",
     "fp16": "fp16", "float16": "fp16", "half": "fp16",

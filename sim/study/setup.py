@@ -45,7 +45,7 @@ def resolve(config: RunConfig) -> Setup:
     config = replace(config, max_model_len=_max_model_len(config, model))
     _check_together(config, model)
     ledger = _ledger(config, model, gpu, engine)
-    blocks = config.num_gpu_blocks_override or _known(ledger and ledger.n_blocks)
+    blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.n_blocks
     cost_model, calibration = _cost_model(config, model, gpu, engine)
     replicas = tuple(
         _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
