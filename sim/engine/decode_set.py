@@ -125,7 +125,7 @@ class DecodeSet:
         """Let a sequence go and return its KV tokens; with `pad` its row keeps being computed (static batching)."""
         offset = seq.decode_offset
         kv_tokens = offset + self.counter
-        if self.late and seq.last_token_s != self.emit_s and kv_tokens == seq.computed_tokens:
+        if self.late and kv_tokens == seq.computed_tokens and seq.last_token_s != self.emit_s:
             self._forget_late(seq.last_token_s)
         self.n_live -= 1
         if pad:
@@ -207,14 +207,19 @@ class DecodeSet:
         for total in self.capped:
             total.settle(self.counter)
 
-    def finished(self) -> list[Sequence]:
-        """Sequences that have just emitted their last token; each must now `leave`."""
+    @property
+    def has_finished(self) -> bool:
+        """Whether somebody may have emitted the last token (stale entries count)."""
+        return self.heap[0][0] <= self.counter
+
+    def pop_finished(self, *, grows: bool = True, pad: bool = False) -> list[tuple[Sequence, int]]:
+        """Let go those that have just emitted their last token, with their KV tokens, in order of arrival."""
         heap, counter = self.heap, self.counter
-        out: list[Sequence] = []
+        out: list[tuple[Sequence, int]] = []
         while heap and heap[0][0] <= counter:
             _, _, epoch, seq = heappop(heap)
             if seq.epoch == epoch:
-                out.append(seq)
+                out.append((seq, self.leave(seq, grows=grows, pad=pad)))
         return out
 
     def generated(self, seq: Sequence, output_tokens: int) -> int:

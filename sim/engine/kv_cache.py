@@ -86,7 +86,7 @@ class KVCache:
         self.evicted_blocks = 0
         self.hit_tokens = 0
         self.query_tokens = 0
-        self.peak_held = 0
+        self.least_available = self.usable
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -99,6 +99,11 @@ class KVCache:
     def held(self) -> int:
         """Blocks that sequences hold."""
         return self.usable - self.free - self.evictable
+
+    @property
+    def peak_held(self) -> int:
+        """The most blocks that sequences have held at a time."""
+        return self.usable - self.least_available
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold `tokens`."""
@@ -142,9 +147,9 @@ class KVCache:
         if self.free < 0:
             self._evict(-self.free)
             self.free = 0
-        held = self.usable - self.free - self.evictable
-        if held > self.peak_held:
-            self.peak_held = held
+        left = self.free + self.evictable
+        if left < self.least_available:
+            self.least_available = left
 
     def _evict(self, blocks: int) -> None:
         eviction = self.eviction
@@ -239,7 +244,7 @@ class KVCache:
             self.free += seq.reserved_blocks - total
             seq.reserved_blocks = 0
         eviction = self.eviction
-        if eviction is None or not (keep or self.index or seq.held_segments):
+        if eviction is None or not (self.index or keep or seq.held_segments):
             self.free += total  # nothing is findable, so the order in which blocks are reused does not matter
             return
         if keep:
@@ -271,7 +276,7 @@ class KVCache:
             self.private_keys, full_blocks - covered, covered, seq
         )
         self._inserted(segment)
-        seq.held_segments.append(segment)
+        seq.held_segments = [*seq.held_segments, segment]
         seq.path_blocks = full_blocks
         seq.hash_ids = (*(seq.hash_ids or ()), self.private_keys)
         seq.hash_ends = (*seq.hash_ends, full_blocks)

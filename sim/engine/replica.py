@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import simpy
 from stepline.traces.errors import InvariantError, PolicyError
 
-from ..cost.work import Progression, StepWork
+from ..cost.work import StepWork
 from .contracts import Plan
 from .decode_set import DecodeSet
 from .kv_cache import KVCache
@@ -51,11 +51,11 @@ class StepEnd(simpy.Event):  # type: ignore[misc]  # simpy is untyped
 
     def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Any], None]) -> None:
         if not 0.0 <= delay_s < inf:
-            raise InvariantError(f"a step of {delay_s} s")
-        super().__init__(env)
-        self._ok = True
+            raise InvariantError(f"a step ends {delay_s} s from now")
+        self.env = env  # set as simpy.Timeout does, which this is but for its priority
+        self.callbacks = [callback]
         self._value = None
-        self.callbacks.append(callback)
+        self._ok = True
         env.schedule(self, 2, delay_s)
 
 
@@ -108,13 +108,17 @@ class Replica:
         self.spare_blocks = policy.spare_blocks
         self.now_s = 0.0
         self.steps = 0
-        self.plan = Plan([])
-        self.work = StepWork()
-        self.growth: tuple[int, ...] = ()
-        self.span = Progression(0.0, 0.0, 0)
-        self.start_s = 0.0
+        self.max_tokens = min(limits.max_model_len, kv.usable * kv.block_size + 1)
+        self.plan = DECODE_ALL
         self.mixed = False
+        self.work = StepWork()
         self.no_context = (0,) * len(windows)
+        self.contexts: tuple[int, ...] = self.no_context
+        self.growth: tuple[int, ...] = self.no_context
+        self.start_s = self.end_s = 0.0
+        self.first_s = self.delta_s = 0.0
+        self.n_steps = 0
+        self.n_decode = 0
         self.idle = True
         self.event: simpy.Event | None = None
         self.view = ReplicaView(self)
@@ -124,15 +128,14 @@ class Replica:
     def submit(self, seq: Sequence) -> None:
         """A request arrives (now)."""
         now = self.env.now
-        if not self._can_ever_serve(seq):
-            seq.state = DONE
-            self.on_done(seq, REJECTED, now, 0)
+        if seq.input_tokens + self.outputs[seq.index] > self.max_tokens:
+            self._done(seq, REJECTED, now, 0)  # longer than the model or the whole cache
         elif self.idle:
             self.waiting.append(seq)
             self._wake()
         else:
             self.inbox.append((now, seq))
-            if self.span.n > 1 and not self.plan.deaf:
+            if self.n_steps > 1 and not self.plan.deaf:
                 self._cut_leap()
 
     def abort(self, seq: Sequence) -> None:
@@ -144,19 +147,13 @@ class Replica:
             self._abort(seq, self.env.now)
             return
         self.inbox.append((self.env.now, seq))
-        if self.span.n > 1:
+        if self.n_steps > 1:
             self._cut_leap()
 
     def _wake(self) -> None:
         """Begin when everything that happens at this instant has happened."""
         if self.event is None:
             self.event = StepEnd(self.env, 0.0, self._on_wake)
-
-    def _can_ever_serve(self, seq: Sequence) -> bool:
-        tokens = seq.input_tokens + self.outputs[seq.index]
-        if tokens > self.limits.max_model_len:
-            return False
-        return self.kv.blocks_for(tokens - 1) <= self.kv.usable
 
     # -- what policies ask ------------------------------------------------------------------------------------------
 
@@ -209,15 +206,10 @@ class Replica:
         """Take steps until one outlasts the next event of the simulation; wait for that one's end on the clock."""
         env = self.env
         while True:
-            span = self.span
-            n = span.n
-            lasts = n * span.first_s + span.delta_s * (n * (n - 1) // 2)
-            end = self.start_s + lasts
+            end = self.end_s
             if end >= env.peek():
                 self.event = StepEnd(env, end - env.now, self._on_step_end)
                 return
-            if not lasts > 0.0:
-                raise InvariantError(f"replica {self.index}, step {self.steps}: a step of {lasts} s")
             self.now_s = end
             self._end()
             if not self._begin():
@@ -225,14 +217,16 @@ class Replica:
 
     def _end(self) -> None:
         """The step in progress ends now: book it, then learn what the next plan may see."""
-        span, start = self.span, self.start_s
-        self._advance()
-        if self.depth:
-            if self.inbox:
-                n = span.n - 1  # the last step began after n of them
-                self._absorb(start + n * span.first_s + span.delta_s * (n * (n - 1) // 2))
-        elif self.inbox:
-            self._absorb(self.now_s)
+        if self.mixed:
+            self._end_mixed()
+        else:
+            self._end_decodes()
+        if self.inbox:
+            if self.depth:
+                n = self.n_steps - 1  # the last step began after n of them
+                self._absorb(self.start_s + n * self.first_s + self.delta_s * (n * (n - 1) // 2))
+            else:
+                self._absorb(self.now_s)
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
@@ -261,7 +255,7 @@ class Replica:
         self.plan = DECODE_ALL
         self.idle = True
         self.event = None
-        self.span = Progression(0.0, 0.0, 0)
+        self.n_steps = 0
 
     def _absorb(self, until_s: float) -> None:
         inbox = self.inbox
@@ -283,13 +277,7 @@ class Replica:
         for seq in plan.preempt:
             self._preempt(seq)
         if plan.chunks:
-            self.plan = plan
-            self.start_s = self.now_s
-            self.mixed = True
-            self.work = work = self._start_mixed(plan)
-            self.span = Progression(self.cost.step_s(work), 0.0, 1)
-            if self.leaving and self.depth:
-                self._release_leaving()
+            self._start_mixed(plan)
             return
         limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
         if not limit:
@@ -313,20 +301,30 @@ class Replica:
     def _start_decodes(self, plan: Plan, limit: int) -> None:
         decode = self.decode
         self.plan = plan
-        self.start_s = self.now_s
         self.mixed = False
-        n = decode.n
-        self.work = work = StepWork(0, 0, 0, 0, n, decode.context_tokens(), n)
+        self.n_decode = n = decode.n
+        self.contexts = contexts = decode.context_tokens()
         self.growth = growth = decode.growth()
+        work = StepWork(0, 0, 0, 0, n, contexts, n)
         if limit > 1:
-            self.span = self.cost.leap(work, growth, limit)
+            first, delta, steps = self.cost.leap(work, growth, limit)
         else:
-            self.span = Progression(self.cost.step_s(work), 0.0, 1)
+            first, delta, steps = self.cost.step_s(work), 0.0, 1
+        self._take_time(first, delta, steps)
+
+    def _take_time(self, first_s: float, delta_s: float, n_steps: int) -> None:
+        """The step or leap begins now and lasts so long."""
+        lasts = n_steps * first_s + delta_s * (n_steps * (n_steps - 1) // 2)
+        if not 0.0 < lasts < inf:
+            raise InvariantError(f"replica {self.index}, step {self.steps}: {n_steps} steps of {lasts} s")
+        self.first_s, self.delta_s, self.n_steps = first_s, delta_s, n_steps
+        self.start_s = self.now_s
+        self.end_s = self.now_s + lasts
         if self.leaving:
             self._release_leaving()
 
-    def _start_mixed(self, plan: Plan) -> StepWork:
-        decode = self.decode
+    def _start_mixed(self, plan: Plan) -> None:
+        decode, pads = self.decode, self.pads
         n = decode.n if plan.decode else 0
         if n:
             need = decode.blocks_in(1)
@@ -334,34 +332,31 @@ class Replica:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             if need:
                 self.kv.take(need)
-        chunks: list[tuple[Sequence, int]] = []
-        widest = 0
-        for seq, tokens in plan.chunks:
-            taken = self._start_chunk(seq, tokens)
-            if taken:
-                chunks.append((seq, taken))
-                widest = max(widest, taken)
+        chunks = [(seq, taken) for seq, tokens in plan.chunks if (taken := self._start_chunk(seq, tokens))]
         plan.chunks = chunks
+        widest = max([c for _, c in chunks]) if pads and chunks else 0
         total = pairs = kv_tokens = 0
         rows = n
         for seq, c in chunks:
             done = seq.computed_tokens
             rows += done + c == seq.prompt_tokens
-            if self.pads:
-                c = widest
-            total += c
-            pairs += c * done + c * (c + 1) // 2
-            kv_tokens += done + c
-        if total + n > self.limits.max_num_batched_tokens and not (
-            self.policy.whole_prompts and len(chunks) <= 1
-        ):
+            size = widest or c
+            total += size
+            pairs += size * done + size * (size + 1) // 2
+            kv_tokens += done + size
+        if total + n > self.limits.max_num_batched_tokens:
             self._check_budget(chunks, n)
-        return StepWork(
-            total, len(chunks), pairs, kv_tokens, n, decode.context_tokens() if n else self.no_context, rows
-        )
+        self.plan = plan
+        self.mixed = True
+        self.n_decode = n
+        contexts = decode.context_tokens() if n else self.no_context
+        self.work = work = StepWork(total, len(chunks), pairs, kv_tokens, n, contexts, rows)
+        self._take_time(self.cost.step_s(work), 0.0, 1)
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
-        """Raise unless the real tokens (padding is the policy's own loss) are within the budget."""
+        """Raise unless the real tokens (padding is the policy's own loss) are within the budget, or a prompt is alone."""
+        if self.policy.whole_prompts and len(chunks) <= 1:
+            return
         tokens, budget = sum([c for _, c in chunks]) + n_decode, self.limits.max_num_batched_tokens
         if tokens > budget:
             self._fail(chunks[-1][0], f"{tokens} tokens exceed the budget of {budget}")
@@ -370,24 +365,28 @@ class Replica:
         """Admit if waiting, take KV, and return the tokens really computed (0: its cached prefix was just evicted)."""
         if tokens < 1:
             self._fail(seq, f"chunk of {tokens} tokens")
+        kv = self.kv
         if seq.state == WAITING:
             planned = seq.match
             need = self.blocks_needed(seq, tokens)
-            if need > self.kv.available:
+            if need > kv.free + kv.evictable:
                 if planned is not seq.match:
                     return 0  # an earlier admission of this step evicted its prefix: it waits on, as in vLLM
-                self._fail(seq, f"admission needs {need} KV blocks, {self.kv.available} are free")
+                self._fail(seq, f"admission needs {need} KV blocks, {kv.available} are free")
             self._admit(seq)
         elif seq.state != PREFILLING:
             self._fail(seq, "has no prompt left to compute")
         done = seq.computed_tokens
-        tokens = min(tokens, seq.prompt_tokens - done)
+        if tokens > seq.prompt_tokens - done:
+            tokens = seq.prompt_tokens - done
         if not seq.reserved_blocks:
-            need = self.blocks_needed(seq, tokens)
-            if need > self.kv.available:
-                self._fail(seq, f"chunk needs {need} KV blocks, {self.kv.available} are free")
-            self.kv.take(need)
-        self.kv.commit(seq, done + tokens)
+            size = kv.block_size
+            need = -(-(done + tokens) // size) + -done // size
+            if need > kv.free + kv.evictable:
+                self._fail(seq, f"chunk needs {need} KV blocks, {kv.available} are free")
+            kv.take(need)
+        if seq.hash_ids is not None:
+            kv.commit(seq, done + tokens)
         return tokens
 
     def _admit(self, seq: Sequence) -> None:
@@ -414,56 +413,59 @@ class Replica:
 
     # -- end of a step ----------------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        work, span, decode, now = self.work, self.span, self.decode, self.now_s
-        n_steps = span.n
+    def _end_decodes(self) -> None:
+        decode, kv, n_steps, n = self.decode, self.kv, self.n_steps, self.n_decode
+        live = decode.n_live
+        if decode.late or decode.emit_s != self.start_s:
+            live = self._log_gaps()
+        opened = decode.blocks_in(n_steps)
+        if opened:
+            kv.take(opened)
         self.steps += n_steps
-        weight = 0
+        self.step_log.leap(
+            (
+                self.index, self.start_s, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
+                kv.usable - kv.free - kv.evictable, *self.contexts, *self.growth,
+            )
+        )  # fmt: skip
+        decode.advance(n_steps, self.now_s)
+        if decode.has_finished:
+            self._finish()
+
+    def _end_mixed(self) -> None:
+        decode, kv, work = self.decode, self.kv, self.work
+        live = 0
         if work.n_decode:
-            weight = decode.n_live
+            live = decode.n_live
             if decode.late or decode.emit_s != self.start_s:
-                weight = self._log_gaps(span)
-            if not self.mixed:
-                opened = decode.blocks_in(n_steps)
-                if opened:
-                    self.kv.take(opened)
-            self._log_step(weight)
-            decode.advance(n_steps, now)
-            if decode.heap[0][0] <= decode.counter:
-                for seq in decode.finished():
-                    self._finish(seq, now)
-        else:
-            self._log_step(0)
-        if self.mixed:
-            for seq, tokens in self.plan.chunks:
-                seq.computed_tokens += tokens
-                if seq.computed_tokens == seq.prompt_tokens:
-                    self._emit_first(seq, now)
+                live = self._log_gaps()
+        self.steps += 1
+        self.step_log.step(
+            (
+                self.index, self.start_s, 1, self.first_s, 0.0, work.n_decode, live, len(self.waiting),
+                kv.usable - kv.free - kv.evictable, work.prefill_tokens, work.prefill_seqs, work.attention_pairs,
+                work.prefill_kv_tokens, work.logits_rows, *work.context_tokens,
+            )
+        )  # fmt: skip
+        if work.n_decode:
+            decode.advance(1, self.now_s)
+            if decode.has_finished:
+                self._finish()
+        for seq, tokens in self.plan.chunks:
+            seq.computed_tokens += tokens
+            if seq.computed_tokens == seq.prompt_tokens:
+                self._emit_first(seq)
         if self.pads and decode.n_live == 0 and not self.prefilling:
             self._end_batch()
 
-    def _log_step(self, weight: int) -> None:
-        """`weight`: sequences whose token gaps are just the durations of these steps."""
-        work, span, kv = self.work, self.span, self.kv
-        contexts = work.context_tokens
-        row = (
-            self.index, self.start_s, span.n, span.first_s, span.delta_s,
-            work.prefill_tokens, work.prefill_seqs, work.attention_pairs, work.prefill_kv_tokens,
-            work.n_decode, contexts[0], work.logits_rows, len(self.running), len(self.waiting),
-            kv.usable - kv.free - kv.evictable, self.decode.n_live, weight,
-        )  # fmt: skip
-        if len(contexts) > 1:
-            self.step_log.append((*row, *contexts[1:], *self.growth[1:]))
-        else:
-            self.step_log.append(row)
-
-    def _log_gaps(self, span: Progression) -> int:
-        """Log the first gaps of those whose last token is not the end of the step before; return who is left over.
+    def _log_gaps(self) -> int:
+        """Log the gaps of a step some of whose sequences emitted last at another time than its start.
 
         A leap's later gaps are its step durations for everybody, so they are logged with the first ones here.
+        Returns minus the sequences that emit: their gaps need not be logged again.
         """
         decode, log = self.decode, self.gap_log
-        end_s = self.start_s + span.first_s
+        end_s = self.start_s + self.first_s
         main = decode.n_live
         for time_s, count in decode.late:
             log.add(end_s - time_s, 0.0, 1, count)
@@ -471,12 +473,13 @@ class Replica:
         decode.late.clear()
         if main:
             log.add(end_s - decode.emit_s, 0.0, 1, main)
-        if span.n > 1:
-            log.add(span.first_s + span.delta_s, span.delta_s, span.n - 1, decode.n_live)
-        return 0
+        if self.n_steps > 1:
+            log.add(self.first_s + self.delta_s, self.delta_s, self.n_steps - 1, decode.n_live)
+        return -decode.n_live
 
-    def _emit_first(self, seq: Sequence, now: float) -> None:
+    def _emit_first(self, seq: Sequence) -> None:
         """The prompt is complete: its last chunk yields a token (the first, or the next after a recompute)."""
+        now = self.now_s
         del self.prefilling[seq]
         if self.grows:
             seq.reserved_blocks = 0
@@ -491,24 +494,26 @@ class Replica:
             self.decode.join(seq, seq.prompt_tokens, left, grows=self.grows)
         else:
             self._depart(seq, seq.prompt_tokens)
-            self._done(seq, FINISHED, now + self.output_delay_s, seq.generated_tokens)
 
-    def _finish(self, seq: Sequence, now: float) -> None:
-        kv_tokens = self.decode.leave(seq, grows=self.grows, pad=self.policy.pads)
-        seq.last_token_s = now
-        self._depart(seq, kv_tokens)
-        self._done(seq, FINISHED, now + self.output_delay_s, self.outputs[seq.index])
+    def _finish(self) -> None:
+        """Those that have emitted their last token leave."""
+        finished = self.decode.pop_finished(grows=self.grows, pad=self.pads)
+        for seq, kv_tokens in finished:
+            self._depart(seq, kv_tokens)
+        if self.pads and self.decode.n_live == 0 and not self.prefilling:
+            self._end_batch()
 
     def _depart(self, seq: Sequence, kv_tokens: int) -> None:
-        """A sequence leaves its seat: at once, one plan later, or when its static batch ends."""
+        """A finished sequence leaves its seat: at once, one plan later, or when its static batch ends."""
         if self.pads:
             seq.computed_tokens = kv_tokens
-            return
-        del self.running[seq]
-        if self.depth:
-            self.leaving.append((seq, kv_tokens))
         else:
-            self.kv.release(seq, kv_tokens)
+            del self.running[seq]
+            if self.depth:
+                self.leaving.append((seq, kv_tokens))
+            else:
+                self.kv.release(seq, kv_tokens)
+        self._done(seq, FINISHED, self.now_s + self.output_delay_s, self.outputs[seq.index])
 
     def _end_batch(self) -> None:
         for seq in self.running:
@@ -566,30 +571,25 @@ class Replica:
 
     def _cut_leap(self) -> None:
         """End the leap at the border of the step in progress (depth 1: one step later, it is planned already)."""
-        span, now = self.span, self.env.now
-        n = _steps_by(span, now - self.start_s) + self.depth
-        if n < span.n:
-            self.span = Progression(span.first_s, span.delta_s, n)
-            delay = self.start_s + _span_s(span, n) - now
-            self.event = StepEnd(self.env, delay if delay > 0.0 else 0.0, self._on_step_end)
+        now = self.env.now
+        first, delta = self.first_s, self.delta_s
+        n = _steps_by(first, delta, self.n_steps, now - self.start_s) + self.depth
+        if n < self.n_steps:
+            self.n_steps = n
+            self.end_s = end = self.start_s + n * first + delta * (n * (n - 1) // 2)
+            self.event = StepEnd(self.env, end - now if end > now else 0.0, self._on_step_end)
 
 
-def _span_s(span: Progression, n: int) -> float:
-    """Duration of the first n steps of a progression."""
-    return n * span.first_s + span.delta_s * (n * (n - 1) // 2)
-
-
-def _steps_by(span: Progression, elapsed_s: float) -> int:
-    """The least n >= 1 whose first n steps last at least `elapsed_s`."""
-    first, delta, limit = span
-    if delta == 0.0:
-        n = int(elapsed_s / first)
+def _steps_by(first_s: float, delta_s: float, limit: int, elapsed_s: float) -> int:
+    """The least n in 1..limit such that n steps of a progression last at least `elapsed_s` (else limit)."""
+    if delta_s > 0.0:
+        b = first_s - delta_s / 2
+        n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s)
     else:
-        b = first - delta / 2
-        n = int((sqrt(b * b + 2 * delta * elapsed_s) - b) / delta) if delta > 0 else int(elapsed_s / first)
-    n = max(1, min(n, limit))
-    while n > 1 and _span_s(span, n - 1) >= elapsed_s:
+        n = int(elapsed_s / first_s)
+    n = 1 if n < 1 else min(n, limit)
+    while n > 1 and (n - 1) * first_s + delta_s * ((n - 1) * (n - 2) // 2) >= elapsed_s:
         n -= 1
-    while n < limit and _span_s(span, n) < elapsed_s:
+    while n < limit and n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
         n += 1
     return n

@@ -27,39 +27,34 @@ class Sequence:
     generated_tokens   emitted so far
     """
 
-    __slots__ = (
-        "aborted",
-        "arrival_s",
-        "cached_tokens",
-        "computed_tokens",
-        "deadline_s",
-        "decode_offset",
-        "epoch",
-        "finish_step",
-        "first_token_s",
-        "generated_tokens",
-        "hash_ends",
-        "hash_ids",
-        "held_segments",
-        "index",
-        "input_tokens",
-        "last_token_s",
-        "match",
-        "max_output_tokens",
-        "next_id",
-        "own_segment",
-        "path_blocks",
-        "preemptions",
-        "priority",
-        "prompt_tokens",
-        "reserved_blocks",
-        "scheduled_s",
-        "sent_s",
-        "session_id",
-        "slo_class",
-        "state",
-        "tenant",
-    )  # fmt: skip
+    # What most sequences never change lives on the class: an arrival then sets a handful of attributes.
+    computed_tokens = 0
+    generated_tokens = 0
+    state = WAITING
+    preemptions = 0
+    cached_tokens = 0
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s = 0.0
+    deadline_s: float | None = None
+    aborted = False
+    priority = 0
+    tenant: str | None = None
+    session_id: str | None = None
+    slo_class: str | None = None
+    # Decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries.
+    decode_offset = 0
+    finish_step = 0
+    epoch = 0
+    # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it.
+    hash_ids: tuple[int, ...] | None = None
+    hash_ends: tuple[int, ...] = ()
+    held_segments: list[Segment] | tuple[()] = ()
+    own_segment: Segment | None = None
+    path_blocks = 0
+    reserved_blocks = 0
+    next_id = 0
+    match: Match | None = None
 
     def __init__(
         self, index: int, sent_s: float, arrival_s: float, input_tokens: int, max_output_tokens: int
@@ -68,35 +63,8 @@ class Sequence:
         self.sent_s = sent_s
         self.arrival_s = arrival_s
         self.input_tokens = input_tokens
-        self.max_output_tokens = max_output_tokens
         self.prompt_tokens = input_tokens
-        self.computed_tokens = 0
-        self.generated_tokens = 0
-        self.state = WAITING
-        self.preemptions = 0
-        self.cached_tokens = 0
-        self.scheduled_s: float | None = None
-        self.first_token_s: float | None = None
-        self.last_token_s = 0.0
-        self.deadline_s: float | None = None
-        self.aborted = False
-        self.priority = 0
-        self.tenant: str | None = None
-        self.session_id: str | None = None
-        self.slo_class: str | None = None
-        # Decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries.
-        self.decode_offset = 0
-        self.finish_step = 0
-        self.epoch = 0
-        # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it.
-        self.hash_ids: tuple[int, ...] | None = None
-        self.hash_ends: tuple[int, ...] = ()
-        self.held_segments: list[Segment] = []
-        self.own_segment: Segment | None = None
-        self.path_blocks = 0
-        self.reserved_blocks = 0
-        self.next_id = 0
-        self.match: Match | None = None
+        self.max_output_tokens = max_output_tokens
 
     @property
     def uncomputed_tokens(self) -> int:

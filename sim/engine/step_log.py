@@ -12,56 +12,87 @@ from numpy.typing import NDArray
 from .result import Gaps
 
 Columns = Mapping[str, NDArray[Any]]
-FLUSH_ROWS = 32_768
-LOGGED = (
-    "replica", "start_s", "n_steps", "first_s", "delta_s", "prefill_tokens", "prefill_seqs", "attention_pairs",
-    "prefill_kv_tokens", "n_decode", "context_tokens", "logits_rows", "n_running", "n_waiting", "kv_used_blocks",
-    "n_live", "gap_weight",
+FLUSH_ROWS = 16_384
+DECODE_ROW = (
+    "replica",
+    "start_s",
+    "n_steps",
+    "first_s",
+    "delta_s",
+    "n_decode",
+    "live",
+    "n_waiting",
+    "kv_used_blocks",
+)
+MIXED_ROW = (
+    *DECODE_ROW, "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows",
 )  # fmt: skip
 
 
 class StepLog:
-    """Collects step rows and passes them on as columns every FLUSH_ROWS rows.
+    """Collects rows of leaps and of mixed steps and passes them on as columns every FLUSH_ROWS rows.
 
-    A row is the tuple LOGGED, for a model with several attention windows followed by the contexts and the growths of
-    the further ones. The columns handed on are `STEP_COLUMNS`, plus `gap_weight`, `context_growth_0` and, for window
-    i > 0, `context_tokens_<i>` and `context_growth_<i>`.
+    A row is the tuple DECODE_ROW or MIXED_ROW, then the contexts of each attention window and (a leap's) their growth.
+    `live` is the number of sequences that emit, negative if their gaps were logged apart. The columns handed on are
+    `STEP_COLUMNS`, plus `gap_weight`, `context_growth_<i>` and, for window i > 0, `context_tokens_<i>`.
     """
 
     def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]]) -> None:
-        further = range(1, n_windows)
-        self.names = (
-            *LOGGED,
-            *[f"context_tokens_{i}" for i in further],
-            *[f"context_growth_{i}" for i in further],
-        )
-        self.flat = array("d")
-        self.rows = 0
+        contexts = ("context_tokens", *[f"context_tokens_{i}" for i in range(1, n_windows)])
+        growth = tuple([f"context_growth_{i}" for i in range(n_windows)])
+        self.decode_names = DECODE_ROW + contexts + growth
+        self.mixed_names = MIXED_ROW + contexts
+        self.decodes = array("d")
+        self.mixed = array("d")
         self.sinks = sinks
-        self.extend = self.flat.extend
+        self.limit = FLUSH_ROWS * len(self.decode_names)
 
-    def append(self, row: tuple[float, ...]) -> None:
-        """Add one row."""
-        self.extend(row)
-        self.rows += 1
-        if self.rows >= FLUSH_ROWS:
+    def leap(self, row: tuple[float, ...]) -> None:
+        """Add a row of pure-decode steps."""
+        self.decodes.extend(row)
+        if len(self.decodes) >= self.limit:
+            self.flush()
+
+    def step(self, row: tuple[float, ...]) -> None:
+        """Add a row of one step with prompts in it."""
+        self.mixed.extend(row)
+        if len(self.mixed) >= self.limit:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all rows on."""
-        if not self.rows:
+        """Hand all rows on, in order of start."""
+        parts = [_columns(self.decodes, self.decode_names), _columns(self.mixed, self.mixed_names)]
+        del self.decodes[:], self.mixed[:]
+        n = sum([len(part["start_s"]) for part in parts])
+        if not n:
             return
-        table = np.array(self.flat, dtype=np.float64).reshape(self.rows, len(self.names)).T
-        del self.flat[:]
-        self.rows = 0
-        columns: dict[str, NDArray[Any]] = dict(zip(self.names, np.ascontiguousarray(table), strict=True))
-        n = columns["n_steps"]
-        columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
-        columns["context_growth_0"] = columns["n_decode"]
-        finished_prompts = columns["logits_rows"] - columns["n_decode"]
-        columns["emitted_tokens"] = columns.pop("n_live") * n * (columns["n_decode"] > 0) + finished_prompts
+        names = dict.fromkeys((*self.mixed_names, *self.decode_names))
+        columns = {name: np.concatenate([_get(part, name) for part in parts]) for name in names}
+        order = np.argsort(columns["start_s"], kind="stable")
+        columns = {name: column[order] for name, column in columns.items()}
+        _derive(columns)
         for sink in self.sinks:
             sink(columns)
+
+
+def _columns(flat: array[float], names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    table = np.array(flat, dtype=np.float64).reshape(-1, len(names)).T
+    return dict(zip(names, np.ascontiguousarray(table), strict=True))
+
+
+def _get(part: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """A column of one kind of rows; what the kind does not have is 0, but a leap's logits rows are its decodes."""
+    if name in part:
+        return part[name]
+    return part["n_decode"] if name == "logits_rows" else np.zeros(len(part["start_s"]))
+
+
+def _derive(columns: dict[str, NDArray[Any]]) -> None:
+    n, live = columns["n_steps"], columns.pop("live")
+    columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
+    columns["n_running"] = columns["n_decode"] + columns["prefill_seqs"]
+    columns["gap_weight"] = np.maximum(live, 0)
+    columns["emitted_tokens"] = np.abs(live) * n + columns["logits_rows"] - columns["n_decode"]
 
 
 class GapLog:

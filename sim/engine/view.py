@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from .sequence import DECODING
@@ -17,12 +17,17 @@ class ReplicaView:
     """See `contracts.View` for the meaning of each name; routers see it too."""
 
     __slots__ = (
-        "_replica", "block_size", "long_prefill_token_threshold", "max_model_len", "max_num_batched_tokens",
-        "max_num_seqs", "preemption", "total_blocks",
+        "_decode", "_kv", "_replica", "block_size", "long_prefill_token_threshold", "max_model_len",
+        "max_num_batched_tokens", "max_num_seqs", "preemption", "prefilling", "running", "total_blocks", "waiting",
     )  # fmt: skip
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._decode = replica.decode
+        self._kv = replica.kv
+        self.waiting: Collection[Sequence] = replica.waiting
+        self.running: Collection[Sequence] = replica.running
+        self.prefilling: Collection[Sequence] = replica.prefilling
         limits = replica.limits
         self.max_num_seqs = limits.max_num_seqs
         self.max_num_batched_tokens = limits.max_num_batched_tokens
@@ -43,11 +48,6 @@ class ReplicaView:
         return self._replica.steps
 
     @property
-    def waiting(self) -> Iterable[Sequence]:
-        """Sequences not yet admitted, in queue order."""
-        return self._replica.waiting
-
-    @property
     def n_waiting(self) -> int:
         """How many wait (those that just arrived and are not yet visible to the planner excluded)."""
         return len(self._replica.waiting)
@@ -59,40 +59,31 @@ class ReplicaView:
         return len(replica.waiting) + len(replica.running) + len(replica.inbox)
 
     @property
-    def running(self) -> Iterable[Sequence]:
-        """Admitted sequences in order of admission."""
-        return self._replica.running
-
-    @property
     def n_running(self) -> int:
         """Seats taken (with an async pipeline, those of sequences that have just finished too)."""
         return len(self._replica.running) + len(self._replica.leaving)
 
     @property
-    def prefilling(self) -> Iterable[Sequence]:
-        """Running sequences whose prompt is not finished, in order of admission."""
-        return self._replica.prefilling
-
-    @property
     def n_decoding(self) -> int:
         """Rows of the decode set."""
-        return self._replica.decode.n
+        return self._decode.n
 
     @property
     def decode_steps(self) -> int:
         """Decode steps taken since the decode set was last empty."""
-        decode = self._replica.decode
+        decode = self._decode
         return decode.counter - decode.since if decode.n else 0
 
     @property
     def free_blocks(self) -> int:
         """KV blocks that can be taken now, evictable cached ones included."""
-        return self._replica.kv.available
+        kv = self._kv
+        return kv.free + kv.evictable
 
     @property
     def decode_blocks(self) -> int:
         """New blocks that the next decode step takes."""
-        decode = self._replica.decode
+        decode = self._decode
         return decode.borders[decode.counter % decode.block_size]
 
     def newest_first(self) -> Iterable[Sequence]:
@@ -101,7 +92,7 @@ class ReplicaView:
 
     def cached_tokens(self, seq: Sequence) -> int:
         """Prompt tokens of a waiting sequence that the prefix cache holds now."""
-        kv = self._replica.kv
+        kv = self._kv
         return kv.match(seq).blocks * kv.block_size
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
@@ -110,7 +101,7 @@ class ReplicaView:
 
     def admission_blocks(self, seq: Sequence, tokens: int) -> int:
         """Blocks taken by admitting a waiting sequence with room for `tokens` in all."""
-        kv = self._replica.kv
+        kv = self._kv
         match = kv.match(seq)
         return kv.blocks_for(tokens) - match.blocks + match.pins
 
@@ -124,5 +115,5 @@ class ReplicaView:
 
     def opens_block(self, seq: Sequence) -> bool:
         """Whether this decoding sequence's next step takes a new block."""
-        decode = self._replica.decode
+        decode = self._decode
         return (seq.decode_offset + decode.counter) % decode.block_size == 0
