@@ -243,7 +243,8 @@ def _stage_index(row: Mapping[Any, Any]) -> int:
 
 def _flags(row: _Row) -> dict[str, Any]:
     flags: dict[str, Any] = {
-        name: row.integer(name) for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size")
+        name: row.integer(name)
+        for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size")
     }
     flags["gpu_memory_utilization"] = row.number("gpu_memory_utilization")
     caching = row.text("prefix_caching").lower()
@@ -260,7 +261,9 @@ def _replay(row: _Row) -> Replay:
             return replay
     if not text:
         return "exact" if row.text("trace_file") else "closed" if row.integer("concurrency") else "law"
-    raise ConfigError(f"{row.where}: replay_class: got {text!r}, expected one of {', '.join(c for c, _ in _CLASSES)}")
+    raise ConfigError(
+        f"{row.where}: replay_class: got {text!r}, expected one of {', '.join(c for c, _ in _CLASSES)}"
+    )
 
 
 def gpu_name(text: str) -> str:
@@ -321,7 +324,9 @@ def _metrics(table: pd.DataFrame | None) -> dict[str, dict[int, dict[str, float]
     book: dict[str, dict[int, dict[str, float]]] = {}
     if table is None:
         return book
-    wanted = table["metric"].isin([*TIMES, "throughput_requests", "throughput_output_tokens", "failed_fraction"])
+    wanted = table["metric"].isin(
+        [*TIMES, "throughput_requests", "throughput_output_tokens", "failed_fraction"]
+    )
     for row in table[wanted & table["stat"].isin(STATS)].itertuples():
         is_time = row.metric in TIMES
         name = f"{row.metric}_{row.stat}" if is_time else str(row.metric)

@@ -1,0 +1,292 @@
+"""Runs the experiments of a measured folder: which settings, which are skipped and why, what each stage gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stepline.traces.errors import CalibrationError, ConfigError, InputError
+
+from ..cost.catalogue import known_engines, load_engine
+from ..engine.request_log import FINISHED
+from .config import RunConfig
+from .measured import Experiment
+from .run import simulate_resolved
+from .setup import Setup, resolve
+from .validation_traces import Load, load_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FAMILIES = {
+    "vllm": "vllm-v1",
+    "sglang": "sglang",
+    "trtllm": "trtllm",
+    "tensorrt-llm": "trtllm",
+    "tensorrt_llm": "trtllm",
+}
+"""Engine name in a folder: profile that stands for the family where no version of it is known."""
+
+MOE_WARM_UP_REQUESTS = 300
+"""Class-A MoE runs are scored from this request on: before, JIT stalls of 0.3-1.4 s hit the first requests."""
+
+LAW_SEEDS = 3
+"""Replications of a statistical replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageValues:
+    """What one stage gave, predicted and measured, by metric (seconds; throughput per second).
+
+    `spread`: standard deviation of the prediction over seeds (empty for exact replays).
+    """
+
+    stage: int
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+    spread: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One experiment: its stages' values, or why it was skipped.
+
+    `samples`: {stage: (predicted, measured)} rows (ttft_s, e2e_s) of an exact replay, for pictures, else {}.
+    """
+
+    experiment: Experiment
+    stages: tuple[StageValues, ...] = ()
+    skipped: str = ""
+    engine: str = ""
+    samples: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+    warnings: tuple[str, ...] = ()
+    wall_s: float = 0.0
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether clients gave up (measured): scored apart."""
+        return any(s.measured.get("failed_fraction", 0.0) > 0 for s in self.stages)
+
+
+def engine_for(experiment: Experiment) -> str:
+    """Profile of the experiment's engine: the exact version, else the newest known one not after it, else the family's.
+
+    Raises:
+        ConfigError: an engine nobody has described.
+    """
+    family = experiment.engine.lower()
+    names = known_engines()
+    if family not in FAMILIES:
+        if family in names:
+            return family
+        raise ConfigError(f"engine {experiment.engine!r}: no such engine profile")
+    version = _numbers(experiment.engine_version)
+    best = FAMILIES[family]
+    if version:
+        known = {
+            name: _numbers(name.removeprefix(f"{family}-")) for name in names if name.startswith(f"{family}-")
+        }
+        older = {name: number for name, number in known.items() if number and number <= version}
+        best = max(older, key=lambda name: older[name], default=best)
+    return best
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version; () for a text that is none.
+
+    >>> _numbers("0.5.1.post1"), _numbers("v1")
+    ((0, 5, 1), ())
+    """
+    numbers = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def settings_for(experiment: Experiment) -> RunConfig:
+    """The run that the experiment describes; what it does not say is the engine's default.
+
+    Raises:
+        ConfigError: something that cannot be simulated.
+    """
+    settings: dict[str, Any] = dict(experiment.flags)
+    precision = experiment.precision.lower()
+    if "fp8" in precision and "fp8" not in experiment.model.lower():
+        settings["dtype"] = "fp8"
+    elif "bf16" not in precision and "fp16" not in precision and "fp8" not in precision and precision:
+        settings["dtype"] = precision
+    if experiment.replay == "closed":
+        settings["max_concurrency"] = experiment.concurrency
+    engine = engine_for(experiment)
+    if experiment.replay == "closed":
+        settings.setdefault("max_num_seqs", _seats(engine, experiment.concurrency))
+    return RunConfig(
+        model=experiment.model,
+        gpu=experiment.gpu,
+        tensor_parallel_size=experiment.tp,
+        replicas=experiment.replicas,
+        engine=engine,
+        num_gpu_blocks_override=experiment.kv_blocks,
+        client_timeout=experiment.timeout_s,
+        **settings,
+    )
+
+
+def _seats(engine: str, concurrency: int | None) -> int:
+    """Seats of a server whose flags are not recorded: the engine's default, never fewer than the clients."""
+    return max(int(load_engine(engine).defaults.get("max_num_seqs", 256)), concurrency or 1)
+
+
+def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Setup | None = None) -> Outcome:
+    """Replay one experiment; what cannot be simulated comes back as skipped, with the reason."""
+    try:
+        if experiment.disaggregated:
+            raise ConfigError("prefill and decode on different instances: not replayed")
+        setup = setup or resolve(settings_for(experiment))
+        loads = [load_of(experiment, seed) for seed in range(seeds if experiment.replay == "law" else 1)]
+    except (ConfigError, CalibrationError, InputError) as error:
+        return Outcome(experiment, skipped=" ".join(str(error).split()))
+    runs = [_replayed(setup, load) for load in loads]
+    predicted = [dict(_by_stage(experiment, load, run)) for load, run in zip(loads, runs, strict=True)]
+    measured = _measured(experiment, loads[0])
+    stages = tuple(
+        StageValues(
+            stage,
+            _mean([p[stage] for p in predicted]),
+            measured.get(stage, {}),
+            _spread([p[stage] for p in predicted]),
+        )
+        for stage in predicted[0]
+    )
+    return Outcome(
+        experiment,
+        stages,
+        engine=setup.config.engine,
+        samples=_samples(experiment, loads[0], runs[0]),
+        warnings=setup.warnings,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A run's rows in the order of the trace: `ok` (finished), times in seconds (`ttft_s`, `e2e_s` NaN where not)."""
+
+    ok: NDArray[np.bool_]
+    arrival_s: NDArray[np.float64]
+    finish_s: NDArray[np.float64]
+    ttft_s: NDArray[np.float64]
+    e2e_s: NDArray[np.float64]
+    wall_s: float
+    steps: Any = None
+
+
+def _replayed(setup: Setup, load: Load) -> Replayed:
+    result = simulate_resolved(load.trace, setup)
+    rows = result.requests.sort_values("request_index")
+    ok = rows["status"].to_numpy() == FINISHED
+    arrival, finish = rows["arrival_s"].to_numpy(), rows["finish_s"].to_numpy()
+    ttft = np.where(ok, rows["first_token_s"].to_numpy() - arrival, np.nan)
+    e2e = np.where(ok, finish - arrival, np.nan)
+    return Replayed(ok, arrival, finish, ttft, e2e, float(result.simulator["wall_s"]), result.steps)
+
+
+def _by_stage(experiment: Experiment, load: Load, run: Replayed) -> Iterator[tuple[int, dict[str, float]]]:
+    outputs = load.trace.output_tokens
+    for stage in experiment.stages:
+        rows = scored_rows(experiment, load, stage.index)
+        yield stage.index, stage_metrics(run.ok[rows], run.arrival_s[rows], run.finish_s[rows], run.ttft_s[rows],
+                                         run.e2e_s[rows], outputs[rows])  # fmt: skip
+
+
+def scored_rows(experiment: Experiment, load: Load, stage: int) -> NDArray[np.bool_]:
+    """Rows of a stage that count: all, but class-A MoE runs from request 300 on."""
+    rows = load.stage == stage
+    if experiment.replay == "exact" and experiment.arch == "moe":
+        rows &= np.arange(len(rows)) >= MOE_WARM_UP_REQUESTS
+    return rows
+
+
+def stage_metrics(
+    ok: NDArray[np.bool_],
+    arrival_s: NDArray[np.float64],
+    finish_s: NDArray[np.float64],
+    ttft_s: NDArray[np.float64],
+    e2e_s: NDArray[np.float64],
+    outputs: NDArray[np.int64],
+) -> dict[str, float]:
+    """Metrics of one stage: times over the finished requests (percentiles: linear), rates from its first arrival to its
+    last end; `last_survivor_s`: the last arrival, since the stage began, whose request finished."""
+    if not len(ok):
+        return {}
+    span = finish_s.max() - arrival_s.min()
+    values = {
+        "throughput_requests": ok.sum() / span,
+        "throughput_output_tokens": outputs[ok].sum() / span,
+        "failed_fraction": 1.0 - ok.mean(),
+    }
+    if ok.any():
+        tpot = (e2e_s[ok] - ttft_s[ok]) / np.maximum(outputs[ok] - 1, 1)
+        values["last_survivor_s"] = arrival_s[ok].max() - arrival_s.min()
+        for name, times in (("ttft", ttft_s[ok]), ("tpot", tpot), ("e2e", e2e_s[ok])):
+            values[f"{name}_mean"] = times.mean()
+            for q in (50, 90, 99):
+                values[f"{name}_p{q}"] = np.percentile(times, q)
+    return {name: float(value) for name, value in values.items()}
+
+
+def _measured(experiment: Experiment, load: Load) -> dict[int, Mapping[str, float]]:
+    """Measured values by stage: from the logged requests where there are any, else the folder's aggregates."""
+    if load.observed is None:
+        return {stage.index: stage.measured or experiment.whole for stage in experiment.stages}
+    seen, trace = load.observed, load.trace
+    ok = (seen["error"] == 0) & np.isfinite(seen["e2e_s"])
+    book: dict[int, Mapping[str, float]] = {}
+    for stage in experiment.stages:
+        rows = scored_rows(experiment, load, stage.index)
+        finish = trace.arrival_s + seen["e2e_s"]
+        book[stage.index] = stage_metrics(ok[rows], trace.arrival_s[rows], finish[rows], seen["ttft_s"][rows],
+                                          seen["e2e_s"][rows], trace.output_tokens[rows])  # fmt: skip
+    return book
+
+
+def _samples(
+    experiment: Experiment, load: Load, run: Replayed
+) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    if load.observed is None:
+        return {}
+    seen = load.observed
+    book = {}
+    for stage in experiment.stages:
+        rows = scored_rows(experiment, load, stage.index)
+        ours = np.column_stack([run.ttft_s[rows], run.e2e_s[rows]])
+        theirs = np.column_stack(
+            [seen["ttft_s"][rows], np.where(seen["error"][rows] == 0, seen["e2e_s"][rows], np.nan)]
+        )
+        book[stage.index] = (ours, theirs)
+    return book
+
+
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    names = values[0].keys() & set.intersection(*[set(v) for v in values])
+    return {name: float(np.mean([v[name] for v in values])) for name in values[0] if name in names}
+
+
+def _spread(values: list[dict[str, float]]) -> dict[str, float]:
+    if len(values) < 2:
+        return {}
+    return {name: float(np.std([v[name] for v in values], ddof=1)) for name in _mean(values)}
+
+
+__all__ = [
+    "Outcome",
+    "StageValues",
+    "engine_for",
+    "replace",
+    "run_experiment",
+    "settings_for",
+    "stage_metrics",
+]
