@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -12,14 +13,31 @@ from typing import Any
 
 from ...traces.errors import ConfigError, nearest
 from .model_config import model_from_config
-from .specs import EngineProfile, GpuSpec, ModelSpec, VisionSpec
+from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec, VisionSpec
 from .toml_spec import engine_from, gpu_from, model_extras
 
 Row = Mapping[str, Any]
 
+_SUFFIXES: dict[str, Dtype] = {
+    "-fp8-dynamic": "fp8",
+    "-fp8": "fp8",
+    "-quantized.w8a8": "int8",
+    "-quantized.w4a16": "int4",
+    "-w8a8": "int8",
+    "-w4a16": "int4",
+    "-awq": "int4",
+    "-gptq-int4": "int4",
+    "-gptq-int8": "int8",
+    "-nvfp4": "fp4",
+}
+"""Suffixes under which quantisers publish checkpoints, in the order they are tried."""
+
 
 def load_model(name_or_path: str | Path, *, counts_only: bool = False) -> ModelSpec:
     """A built-in model by name or Hugging Face id, or one from a `config.json` (or the folder that holds it).
+
+    A known model's name with a quantiser's suffix (`-FP8-dynamic`, `-quantized.w8a8`, `-AWQ`, ...) is that model with
+    quantised linear layers.
 
     Args:
         name_or_path: `llama-3.1-8b`, `meta-llama/Llama-3.1-8B-Instruct`, `./my-model/config.json`; upper and lower
@@ -31,7 +49,9 @@ def load_model(name_or_path: str | Path, *, counts_only: bool = False) -> ModelS
     """
     if _is_path(name_or_path):
         return model_from_config(name_or_path)
-    model = _model(_find("model", str(name_or_path)))
+    base, dtype = _quantised(str(name_or_path))
+    model = _model(_find("model", base))
+    model = replace(model, weight_dtype=dtype) if dtype else model
     if model.unpriced and not counts_only:
         raise ConfigError(f"model {name_or_path!r}: {model.unpriced}")
     return model
@@ -59,9 +79,9 @@ def load_engine(name_or_path: str | Path) -> EngineProfile:
     return engine_from(_find("engine", str(name_or_path)), "engines.toml")
 
 
-def known_models() -> tuple[str, ...]:
-    """Names of the built-in models, in the order of the table."""
-    return tuple(row["name"] for row in _rows("model"))
+def known_models(*, counts_only: bool = False) -> tuple[str, ...]:
+    """Names of the built-in models in the order of the table; `counts_only`: with those no operator prices."""
+    return tuple(row["name"] for row in _rows("model") if counts_only or "unpriced" not in row)
 
 
 def known_gpus() -> tuple[str, ...]:
@@ -112,6 +132,16 @@ def _find(kind: str, name: str) -> Row:
     if row is None:
         raise ConfigError(f"unknown {kind} {name!r}{nearest(name, [r['name'] for r in _rows(kind)])}")
     return row
+
+
+def _quantised(name: str) -> tuple[str, Dtype | None]:
+    """(name without a quantiser's suffix, weight dtype) of a name that is not built in as it stands."""
+    if _key(name) in _index("model"):
+        return name, None
+    for suffix, dtype in _SUFFIXES.items():
+        if _key(name).endswith(suffix):
+            return name[: -len(suffix)].rsplit("/", 1)[-1], dtype
+    return name, None
 
 
 def _key(name: str) -> str:

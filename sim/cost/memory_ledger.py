@@ -58,9 +58,18 @@ class MemoryLedger:
         return self.n_blocks - 1
 
     @property
+    def token_blocks(self) -> int:
+        """Blocks for an engine that counts one block per `block_size` tokens whatever the layer: n_blocks / n_groups.
+
+        Exact while contexts stay inside the smallest window; beyond it windowed groups stop growing and real capacity
+        is larger.
+        """
+        return self.n_blocks // self.n_groups
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens the pool holds when every group of layers keeps all of them."""
-        return self.n_blocks // self.n_groups * self.block_size
+        return self.token_blocks * self.block_size
 
 
 def kv_block_bytes(model: ModelSpec, *, tp: int = 1, kv_dtype: Dtype = "bf16", block_size: int = 16) -> float:

@@ -159,6 +159,17 @@ def llama4_moe(fields: Fields) -> MoeSpec:
     )
 
 
+def classic_moe(fields: Fields) -> MoeSpec:
+    """GLaM and Switch: experts of two matrices, in every `moe_layer_step`-th layer."""
+    return MoeSpec(
+        n_experts=fields.integer("num_experts"),
+        top_k=fields.integer("num_experts_per_tok"),
+        expert_size=fields.integer("intermediate_size"),
+        layer_step=fields.integer("moe_layer_step", default=1),
+        gated=False,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What the code of a model family fixes. `defaults`: HF's values of keys its configs leave out."""
@@ -215,6 +226,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "llama4_text": _LLAMA4,
+    "glam": Family(tied=True, moe=classic_moe),
+    "switch": Family(gated=False, moe=classic_moe),
     "gpt_oss": Family(qkv_bias=True, linear_bias=True, windows=window_pattern(2), moe=gpt_oss_moe),
 }
 """Known values of `model_type`, from the modelling files of Hugging Face transformers of the same name."""

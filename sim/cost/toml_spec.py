@@ -12,6 +12,7 @@ from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
 
 Row = Mapping[str, Any]
 
+_WHOLE = {"memory_bytes", "n_sm", "l2_bytes"}
 _MAY_BE_ZERO = {"l2_bytes", "tdp_w", "nvlink_bytes_per_s", "pcie_bytes_per_s", "usd_per_hour"}
 
 
@@ -29,18 +30,16 @@ def gpu_from(row: Row, where: str) -> GpuSpec:
         if dtype not in get_args(Dtype):
             raise ConfigError(f"{where}: peak_flops.{dtype}: unknown dtype{nearest(dtype, get_args(Dtype))}")
         _number(rate, f"{where}: peak_flops.{dtype}", zero=False)
-    texts = {"name", "source", "aliases", "peak_flops"}
+    numbers: dict[str, Any] = {}
     for key, value in row.items():
-        if key not in texts:
-            _number(value, f"{where}: {key}", zero=key in _MAY_BE_ZERO)
-    whole = {k: int(row[k]) for k in ("memory_bytes", "n_sm", "l2_bytes") if k in row}
-    numbers = {k: float(v) for k, v in row.items() if k not in texts and k not in whole}
+        if key not in ("name", "source", "aliases", "peak_flops"):
+            number = _number(value, f"{where}: {key}", zero=key in _MAY_BE_ZERO)
+            numbers[key] = int(number) if key in _WHOLE else number
     return GpuSpec(
         name=str(row["name"]),
         peak_flops={k: float(v) for k, v in peaks.items()},
         aliases=tuple(row.get("aliases", ())),
         source=str(row.get("source", where)),
-        **whole,
         **numbers,
     )
 

@@ -15,10 +15,10 @@ _SCALED = ("fp8", "int8")
 
 
 class WeightTensor(NamedTuple):
-    """`count` equal tensors of `size_bytes` each on one GPU."""
+    """`copies` equal tensors of `size_bytes` each on one GPU."""
 
     part: str
-    count: int
+    copies: int
     size_bytes: float
 
 
@@ -45,7 +45,7 @@ def weight_memory(model: ModelSpec, *, tp: int = 1, dtype: Dtype | None = None, 
         ConfigError: the heads or the FFN cannot be split `tp` ways.
     """
     per_layer = (
-        sum(t.count * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype)) / model.n_layers
+        sum(t.copies * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype)) / model.n_layers
     )
     rope = allocated_bytes(rope_table_bytes(model, dtype))
     table = allocated_bytes(vocabulary_bytes(model, tp, dtype))
