@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from stepline.traces import read_trace
+from stepline.traces import read_trace, spread_quantum
 from stepline.traces.random_streams import stream
 from stepline.traces.synth.fit import fit_open
+from stepline.traces.synth.fit_sessions import fit_sessions, with_lengths_of
 from stepline.traces.synth.laws import law, normal_ppf, whole
 from stepline.traces.synth.profile import PROFILE_DIR, PROFILE_VERSION, profile_text
 from stepline.traces.synth.tables import quantile_table, tidy
@@ -71,6 +72,54 @@ def azure_code(data: Path, figures: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
+
+
+def mooncake_conv(data: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Sessions with the hour's figures; lengths of the first ten minutes while those last."""
+    trace = spread_quantum(read(data / "mooncake_conversation_first10min.jsonl.gz"))
+    hour, early = figures["mooncake_conv"], fit_sessions(trace)
+    arrival = hour["arrival"]
+    spec = {
+        "kind": "sessions",
+        "arrivals": {
+            "kind": "renewal",
+            "rate_per_s": arrival["session_rate"],
+            "modulation": [
+                {"kind": "curve", "time_s": arrival["profile_t"], "factor": arrival["profile"], "period_s": 3537},
+                {"kind": "ou", "sigma": arrival["ou_sigma"], "tau_s": arrival["ou_tau"]},
+            ],
+        },
+        "first_input": knots(hour["knots"], hour["root_input_q"]),
+        "outputs": early["outputs"],
+        "later_outputs": early["later_outputs"],
+        "continue_first": [*hour["p_continue_turn0_by_input"], [1e9, hour["p_continue"][0]]],
+        "continue_later": hour["p_continue"][1:],
+        "gap_s": knots(hour["gap_knots"], hour["gap_q_s"]),
+        "append": hour["p_append_by_parent_input"],
+        "append_delta": knots(hour["append_delta_knots"], hour["append_delta_q"]),
+        "branch_ratio": knots(hour["branch_match_frac_knots"], hour["branch_ratio_q"]),
+        "branch_kept_frac": knots(hour["branch_match_frac_knots"], hour["branch_match_frac_q"]),
+        "block_size": hour["block"],
+        "systems": [{"blocks": hour["system_blocks"], "weight": 1}],
+        "max_input_tokens": hour["max_context"],
+        "warmup_s": arrival["warmup_s"],
+    }
+    first = with_lengths_of(spec, trace.input_tokens, 600.0)["first_input"]
+    return {
+        "duration_s": 3537,
+        "source": "fitted to the conversation trace of kvcache-ai/Mooncake (FAST25 release): its first 600 s (1750 "
+        "requests) and figures of the whole hour",
+        "license": "Apache-2.0 (the trace the figures were fitted to)",
+        "notes": "Chat with long prompts in sessions, 512-token chained ids, one block of system prompt for all. First "
+        "prompts follow the first ten minutes while those last (they are longer than the hour's), then the hour. "
+        "Arrivals are not on the trace's 3 s clock. `warmup_s` fills the sessions that are under way at time 0.",
+        "workload": spec | {"first_input": [[600, first], [1e9, spec["first_input"]]]},
+    }
+
+
+def knots(p: list[float], q: list[float]) -> dict[str, Any]:
+    """A quantile table from its two columns."""
+    return {"kind": "quantiles", "p": p, "q": q}
 
 
 def claude_code(data: Path, figures: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
@@ -168,7 +217,7 @@ def json_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-PROFILES = {"azure_conv": azure_conv, "azure_code": azure_code, "claude_code": claude_code}
+PROFILES = {"azure_conv": azure_conv, "azure_code": azure_code, "mooncake_conv": mooncake_conv, "claude_code": claude_code}
 
 
 def main(data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +15,8 @@ from .arrivals import ARRIVALS
 from .conversations import BlockIds, Draws, Turn, conversations
 from .laws import NORMAL, Law, Uniform, law
 from .lengths import LENGTHS
-from .registry import ascending, build_fields, fraction, number
-from .sessions import ByInput
+from .registry import build_fields, fraction, number
+from .steps import StepChance, StepLaw
 from .workloads import WORKLOADS
 
 Streams = Callable[..., np.random.Generator]
@@ -36,26 +35,6 @@ class Service:
     def __call__(self, output_tokens: int) -> float:
         """Seconds."""
         return self.base_s + self.per_output_token_s * output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class StepLaws:
-    """A law by prompt length: `laws[i]` below `bounds[i]`, the last one above them all."""
-
-    bounds: tuple[float, ...]
-    laws: tuple[Law, ...]
-
-    @classmethod
-    def parse(cls, spec: Any, name: str) -> StepLaws:
-        """From one law or a list of [upper bound (exclusive), law]; the last bound is open."""
-        rows = spec if isinstance(spec, list) else [[float("inf"), spec]]
-        built = tuple(law(part, f"{name}[{i}]") for i, (_, part) in enumerate(rows))
-        ascending(f"{name} bounds", [bound for bound, _ in rows], strict=True)
-        return cls(tuple(float(bound) for bound, _ in rows[:-1]), built)
-
-    def __call__(self, tokens: int) -> Law:
-        """The law for a prompt of `tokens`."""
-        return self.laws[bisect_right(self.bounds, tokens)]
 
 
 @WORKLOADS.add("users")
@@ -97,14 +76,14 @@ class _User:
         self.spec, self.draw = spec, spec.lengths.sampler(streams)
         self.think_s = Draws(spec.think_s, streams("think"))
 
-    def first(self) -> Turn:
+    def first(self, time_s: float) -> Turn:
         """A request."""
         inputs, outputs = self.draw(1)
         return Turn(int(inputs[0]), int(outputs[0]))
 
     def following(self, turn: Turn) -> tuple[float, Turn]:
         """Always another request."""
-        later, think_s = self.first(), round(self.think_s(), 3)
+        later, think_s = self.first(0.0), round(self.think_s(), 3)
         later.number, later.delay_s = turn.number + 1, think_s
         return self.spec.service(turn.output_tokens) + think_s, later
 
@@ -153,10 +132,12 @@ class Agents:
         for name in laws + (["restart_s"] if self.restart_s is not None else []):
             if not hasattr(getattr(self, name), "ppf"):
                 object.__setattr__(self, name, law(getattr(self, name), name))
-        if not isinstance(self.growth, StepLaws):
-            object.__setattr__(self, "growth", StepLaws.parse(self.growth, "growth"))
-        if not isinstance(self.compact_chance, ByInput):
-            object.__setattr__(self, "compact_chance", ByInput.parse(self.compact_chance, "compact_chance"))
+        if not isinstance(self.growth, StepLaw):
+            object.__setattr__(self, "growth", StepLaw.parse(self.growth, "growth"))
+        if not isinstance(self.compact_chance, StepChance):
+            object.__setattr__(
+                self, "compact_chance", StepChance.parse(self.compact_chance, "compact_chance")
+            )
         object.__setattr__(self, "service", service(self.service))
         shares = {"growth": 0.0, "outputs": 0.0, "think_s": 0.0} | dict(self.session_frac or {})
         for name, value in shares.items():
@@ -202,7 +183,7 @@ class _Agent:
         self.own = Draws(NORMAL, streams("session"))
         self.pause = None if spec.restart_s is None else Draws(spec.restart_s, streams("restart_s"))
 
-    def first(self) -> Turn:
+    def first(self, time_s: float) -> Turn:
         """The first prompt of a session."""
         spec = self.spec
         life = _Life(max(1, round(self.draw["turns"]())) - 1, {name: self.own() for name in self.normal})
@@ -237,7 +218,7 @@ class _Agent:
         """The same user's next session, if users come back."""
         if self.pause is None:
             return None
-        later = self.first()
+        later = self.first(0.0)
         later.delay_s = round(self.pause(), 3)
         return served_s + later.delay_s, later
 

@@ -46,8 +46,8 @@ class Turn:
 class Script(Protocol):
     """What happens within a conversation."""
 
-    def first(self) -> Turn:
-        """A conversation's first turn."""
+    def first(self, time_s: float) -> Turn:
+        """The first turn of a conversation that starts at `time_s`."""
         ...
 
     def following(self, turn: Turn) -> tuple[float, Turn] | None:
@@ -157,7 +157,7 @@ def _turns(
         if turn is None:
             for event in islice(sessions, 1):
                 heappush(waiting, event)
-            turn = script.first()
+            turn = script.first(time_us / 1e6)
         blocks.fill(turn, previous, live=time_us >= 0)
         if time_us >= 0:
             yield time_us, turn, session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, nearest
@@ -69,7 +70,7 @@ def ascending(name: str, values: Any, *, strict: bool = False, size: int | None 
     good = isinstance(values, list | tuple) and len(values) > 0
     good = good and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     good = good and (size is None or len(values) == size)
-    if not good or any(b < a or (strict and b == a) for a, b in zip(values, values[1:], strict=False)):
+    if not good or any(b < a or (strict and b == a) for a, b in pairwise(values)):
         long = "" if size is None else f"{size} "
         raise ConfigError(f"{name}: got {str(values)[:60]}, expected {long}ascending numbers")
 

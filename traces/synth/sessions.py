@@ -16,31 +16,13 @@ from .arrivals import ARRIVALS
 from .conversations import BlockIds, Draws, Turn, conversations
 from .laws import Uniform, law
 from .registry import number
+from .steps import StepChance, StepLaw
 from .workloads import WORKLOADS
 
 Streams = Callable[..., np.random.Generator]
 
 
-@dataclass(frozen=True, slots=True)
-class ByInput:
-    """A probability by prompt length: `steps` of [upper bound (exclusive), probability], the last bound is open."""
-
-    bounds: tuple[float, ...]
-    values: tuple[float, ...]
-
-    @classmethod
-    def parse(cls, steps: Any, name: str) -> ByInput:
-        """From a number or a list of [bound, probability]."""
-        rows = [[float("inf"), steps]] if isinstance(steps, int | float) else steps
-        for i, (_, value) in enumerate(rows):
-            number(f"{name}[{i}]", value, low=0)
-            if value > 1:
-                raise ConfigError(f"{name}[{i}]: got {value!r}, expected a probability in 0..1")
-        return cls(tuple(float(b) for b, _ in rows[:-1]), tuple(float(v) for _, v in rows))
-
-    def __call__(self, tokens: int) -> float:
-        """The probability for a prompt of `tokens`."""
-        return self.values[bisect_right(self.bounds, tokens)]
+_LAWS = ("outputs", "later_outputs", "gap_s", "append_delta", "branch_ratio", "branch_kept_frac")
 
 
 @WORKLOADS.add("sessions")
@@ -48,13 +30,15 @@ class ByInput:
 class Sessions:
     """Conversations that start with `arrivals`; every turn is a prompt with prefix-chained ids.
 
-    `first_input`: law of first prompts (tokens), whose first blocks are one of `systems` ([{blocks, weight}]).
+    `first_input`: law of first prompts (tokens), or laws by time of start, steps of [until second, law]; their first
+    blocks are one of `systems` ([{blocks, weight}]).
     `continue_first`: chance of a second turn by length of the first prompt; `continue_later`: chances of a third, a
     fourth turn and so on (the last one repeats). `gap_s`: law of the time from turn to turn.
     A next prompt appends with chance `append` by length of the last one: its length is the last input plus the last
     output plus a draw of `append_delta`, and it keeps all whole blocks of the last input. Otherwise it branches: its
     length is a draw of `branch_ratio` times the last one, and it keeps a share `branch_kept_frac` of its blocks.
-    No prompt is longer than `max_input_tokens`. `outputs` is the law of output lengths.
+    No prompt is longer than `max_input_tokens`. `outputs` is the law of output lengths, `later_outputs` that
+    of second and later turns where it differs.
     `warmup_s`: conversations begun so long before time 0 are under way when the trace begins.
     """
 
@@ -68,6 +52,7 @@ class Sessions:
     append_delta: Any
     branch_ratio: Any
     branch_kept_frac: Any
+    later_outputs: Any = None
     block_size: int = 512
     systems: Any = ()
     max_input_tokens: int = 131_072
@@ -76,12 +61,16 @@ class Sessions:
     def __post_init__(self) -> None:
         if isinstance(self.arrivals, dict):
             object.__setattr__(self, "arrivals", ARRIVALS.build(self.arrivals, "arrivals"))
-        for name in ("first_input", "outputs", "gap_s", "append_delta", "branch_ratio", "branch_kept_frac"):
+        if not isinstance(self.first_input, StepLaw):
+            object.__setattr__(self, "first_input", StepLaw.parse(self.first_input, "first_input"))
+        if self.later_outputs is None:
+            object.__setattr__(self, "later_outputs", self.outputs)
+        for name in _LAWS:
             if not hasattr(getattr(self, name), "ppf"):
                 object.__setattr__(self, name, law(getattr(self, name), name))
         for name in ("continue_first", "append"):
-            if not isinstance(getattr(self, name), ByInput):
-                object.__setattr__(self, name, ByInput.parse(getattr(self, name), name))
+            if not isinstance(getattr(self, name), StepChance):
+                object.__setattr__(self, name, StepChance.parse(getattr(self, name), name))
         for i, chance in enumerate(self.continue_later):
             number(f"continue_later[{i}]", chance, low=0)
             if chance >= 1:
@@ -107,16 +96,16 @@ class _Chat:
     def __init__(self, spec: Sessions, streams: Streams) -> None:
         self.spec = spec
         self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
-        laws = ("first_input", "outputs", "gap_s", "append_delta", "branch_ratio", "branch_kept_frac")
-        self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in laws}
+        self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in _LAWS}
+        self.first_u = Draws(Uniform(0.0, 1.0), streams("first_input"))
         self.shares = np.cumsum([s["weight"] for s in spec.systems]).tolist()
 
-    def first(self) -> Turn:
+    def first(self, time_s: float) -> Turn:
         """A first prompt behind its system prompt."""
-        tokens = self._tokens(self.draw["first_input"]())
+        tokens = self._tokens(float(self.spec.first_input(time_s).ppf(np.float64(self.first_u()))))
         system = bisect_right(self.shares, self.chance() * self.shares[-1]) if self.shares else 0
         kept = int(self.spec.systems[system]["blocks"]) if self.shares else 0
-        return Turn(tokens, self._output(), kept_blocks=kept, system=system)
+        return Turn(tokens, self._output("outputs"), kept_blocks=kept, system=system)
 
     def following(self, turn: Turn) -> tuple[float, Turn] | None:
         """The next prompt, if there is one."""
@@ -129,7 +118,9 @@ class _Chat:
         else:
             tokens = turn.input_tokens * self.draw["branch_ratio"]()
             kept = round(len(turn.ids) * self.draw["branch_kept_frac"]())
-        later = Turn(self._tokens(tokens), self._output(), kept_blocks=kept, number=turn.number + 1)
+        later = Turn(
+            self._tokens(tokens), self._output("later_outputs"), kept_blocks=kept, number=turn.number + 1
+        )
         later.kept_blocks = min(kept, later.input_tokens // self.spec.block_size)
         return self.draw["gap_s"](), later
 
@@ -142,5 +133,5 @@ class _Chat:
     def _tokens(self, value: float) -> int:
         return int(min(max(1, round(value)), self.spec.max_input_tokens))
 
-    def _output(self) -> int:
-        return max(1, round(self.draw["outputs"]()))
+    def _output(self, name: str) -> int:
+        return max(1, round(self.draw[name]()))
