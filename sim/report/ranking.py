@@ -66,10 +66,10 @@ def _decided(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """The figure that put the first run before the second."""
     a, b = _key(first), _key(second)
     if a[0] != b[0]:
-        return f"completes {-a[0]:,.0f} requests, not {-b[0]:,.0f}"
+        return f"most requests completed ({-a[0]:,.0f}, then {-b[0]:,.0f})"
     if a[1] != b[1]:
-        return f"most goodput ({-a[1]:.3g} requests/s, not {-b[1]:.3g})"
-    return f"mean E2E {seconds_text(a[2])}, not {seconds_text(b[2])}"
+        return f"most goodput ({-a[1]:.3g} requests/s, then {-b[1]:.3g})"
+    return f"least mean E2E ({seconds_text(a[2])}, then {seconds_text(b[2])})"
 
 
 def criterion(comparison: Comparison) -> str:

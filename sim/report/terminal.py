@@ -174,12 +174,13 @@ def _marked(values: Sequence[Any], text: Any, higher: bool | None) -> list[str]:
     if higher is None or len(set(texts)) == 1:
         return texts
     best = max(known) if higher else min(known)
-    return [f"[bold green]{t}[/]" if v == best else t for v, t in zip(values, texts, strict=True)]
+    shown = text(best)
+    return [f"[bold green]{t}[/]" if t == shown else t for t in texts]
 
 
 def _ranking(places: Sequence[Place], rule: str) -> Group:
-    lines = [Text(f"ranking by {rule}", style="dim")]
-    lines += [Text(f"{_place(p)} {p.run} ", style="bold").append(p.why, style="not bold") for p in places]
+    lines = [Text(f"\nranking by {rule}", style="dim")]
+    lines += [Text(f"{_place(p)} {p.run}: ", style="bold").append(p.why, style="not bold") for p in places]
     if any(p.is_tie for p in places):
         lines.append(Text("=: not told apart from the run before it", style="dim"))
     return Group(*lines)

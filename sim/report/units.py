@@ -7,7 +7,7 @@ def seconds_text(seconds: float | None) -> str:
     """A duration with three significant digits and a fitting unit; `–` for None.
 
     >>> seconds_text(0.01234), seconds_text(2.5), seconds_text(90e-6)
-    ('12.3 ms', '2.5 s', '90 µs')
+    ('12.3 ms', '2.50 s', '90.0 µs')
     """
     if seconds is None:
         return "–"
@@ -26,7 +26,7 @@ def signed_text(seconds: float) -> str:
     """A difference of durations, with its sign.
 
     >>> signed_text(0.012), signed_text(-2.0)
-    ('+12 ms', '-2 s')
+    ('+12.0 ms', '-2.00 s')
     """
     return f"+{seconds_text(seconds)}" if seconds > 0 else seconds_text(seconds)
 
@@ -35,7 +35,7 @@ def signed_together(*seconds: float) -> tuple[str, ...]:
     """Differences in the unit of the first (of the largest, where that is 0); the unit stands with the first.
 
     >>> signed_together(0.012, 0.0005, 0.0236)
-    ('+12 ms', '+0.5', '+23.6')
+    ('+12.0 ms', '+0.50', '+23.6')
     """
     unit, scale = _unit(seconds[0] or max(seconds, key=abs))
     texts = [f"{'+' if s > 0 else ''}{_three(s / scale)}" for s in seconds]
@@ -43,15 +43,17 @@ def signed_together(*seconds: float) -> tuple[str, ...]:
 
 
 def _three(value: float) -> str:
-    """Three significant digits without an exponent; no trailing zeros.
+    """Three significant digits (two below 0.1) without an exponent.
 
-    >>> _three(1234.5), _three(12.04), _three(0.5)
-    ('1,234', '12', '0.5')
+    >>> _three(1234.5), _three(12.04), _three(0.5), _three(0.0123)
+    ('1,234', '12.0', '0.50', '0.012')
     """
-    if abs(value) >= 100 or value == 0:
+    size = abs(value)
+    if size >= 99.95 or value == 0:
         return f"{value:,.0f}"
-    text = f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-    return text.rstrip("0").rstrip(".")
+    if size >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
 
 
 def rate_text(value: float | None) -> str:

@@ -118,7 +118,7 @@ def test_ranking_follows_completion_then_latency_and_says_numbers():
     places = rank(comparison)
     assert [p.run for p in places] == ["fast", "slow", "lossy"]
     assert "mean end-to-end latency" in criterion(comparison)
-    assert "3 s" in next(p.why for p in places if p.run == "slow")
+    assert "3.00 s" in next(p.why for p in places if p.run == "slow")
 
 
 def test_reasons_name_the_strongest_figure_and_the_waste():
@@ -127,9 +127,9 @@ def test_reasons_name_the_strongest_figure_and_the_waste():
     bursty = replace(bursty, totals=replace(bursty.totals, busy_s=2 * smooth.totals.busy_s))
     why = {p.run: p.why for p in rank(compare_results({"smooth": smooth, "bursty": bursty}))}
     assert why["smooth"].startswith(
-        "mean E2E 2 s, not 2.2 s; against bursty: lower p99 ITL (20 ms, not 900 ms: 0.02×)"
+        "least mean E2E (2.00 s, then 2.20 s); against bursty: lower p99 ITL (20.0 ms, not 900 ms: 0.022×)"
     )
-    assert why["bursty"].startswith("against smooth: higher p99 ITL (900 ms, not 20 ms: 45×)")
+    assert why["bursty"].startswith("against smooth: higher p99 ITL (900 ms, not 20.0 ms: 45.0×)")
     assert "higher GPU time per output token" in why["bursty"]
 
 
