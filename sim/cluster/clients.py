@@ -75,8 +75,9 @@ class Clients:
         trace: Trace,
         factory: SequenceFactory,
         *,
-        submit: Callable[[Sequence], None],
-        abort: Callable[[Sequence], None],
+        submit: Callable[[Sequence], bool],
+        abort: Callable[[Sequence], bool],
+        settle: Callable[[], None],
         replay: Replay = "open",
         max_concurrency: int | None = None,
         timeout_s: float | None = None,
@@ -88,6 +89,7 @@ class Clients:
         self.factory = factory
         self.submit = submit
         self.abort = abort
+        self.settle = settle
         self.limit = max_concurrency
         self.timeout_s = timeout_s
         self.ingest_s = ingest_s
@@ -136,73 +138,86 @@ class Clients:
         event.callbacks.append(self._on_due)
 
     def _on_due(self, _: simpy.Event) -> None:
-        now = self.chunk_due[self.i]
-        while self.chunk_due[self.i] == now:
-            self._send_or_hold(self.chunk_rows[self.i], self.chunk_sent[self.i])
-            self.i += 1
-            if self.i == len(self.chunk_due):
+        """Send every row that is due now, then let the replicas take them up."""
+        dues, at = self.chunk_due, self.i
+        now = dues[at]
+        heard = False
+        while dues[at] == now:
+            heard = self._send_or_hold(self.chunk_rows[at], self.chunk_sent[at]) or heard
+            at += 1
+            if at == len(dues):
                 self._load()
-                if not self.chunk_rows:
-                    return
-        self._wait()
+                dues, at = self.chunk_due, 0
+                if not dues:
+                    break
+        self.i = at
+        if dues:
+            self._wait()
+        if heard:
+            self.settle()
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def _send_or_hold(self, row: int, sent_s: float) -> None:
+    def _send_or_hold(self, row: int, sent_s: float) -> bool:
         if self.limit is None:
-            self._arrive(row, sent_s)
-        elif self.outstanding < self.limit:
-            self._send(row)
-        else:
-            self.held.append(row)
+            return self._arrive(row, sent_s)
+        if self.outstanding < self.limit:
+            return self._send(row)
+        self.held.append(row)
+        return False
 
-    def _send(self, row: int) -> None:
+    def _send(self, row: int) -> bool:
         """Send now; the request reaches the engine after its ingest time."""
         sent_s = self.env.now
         self.outstanding += 1
-        tokens = self.factory.inputs[row]
-        delay = self.ingest_s + self.ingest_per_token_s * tokens
+        delay = self.ingest_s + self.ingest_per_token_s * self.factory.inputs[row]
         if delay == 0.0:
-            self._arrive(row, sent_s)
-            return
-        event = simpy.Timeout(self.env, delay)
-        event.callbacks.append(lambda _: self._arrive(row, sent_s))
+            return self._arrive(row, sent_s)
+        self._at(sent_s + delay, lambda: self._arrive(row, sent_s))
+        return False
 
-    def _arrive(self, row: int, sent_s: float) -> None:
+    def _arrive(self, row: int, sent_s: float) -> bool:
         seq = self.factory.make(row, sent_s, self.env.now)
         if self.timeout_s is not None:
             seq.deadline_s = sent_s + self.timeout_s
             self.deadlines.append((seq.deadline_s, seq))
             if not self.watching:
                 self._watch()
-        self.submit(seq)
+        return self.submit(seq)
 
     # -- endings ----------------------------------------------------------------------------------------------------
 
     def ended(self, seq: Sequence, time_s: float) -> None:
-        """A request has ended for its client at `time_s` (>= now): perhaps the next turn or a held one follows."""
+        """A request has ended for its client at `time_s`: perhaps the next turn or a held one follows."""
         if self.limit is not None:
-            self._after(time_s, self._free_slot)
+            self._at(time_s, self._free_slot)
         follower = self.next_turn.get(seq.index)
         if follower is not None:
             delays = self.trace.columns.get("delay_s")
             delay = (delays[follower] if delays is not None else None) or 0.0
-            self._after(time_s + delay, lambda: self._follow(follower))
+            self._at(time_s + delay, lambda: self._follow(follower))
 
-    def _after(self, time_s: float, action: Callable[[], None]) -> None:
+    def _at(self, time_s: float, action: Callable[[], bool]) -> None:
+        """Do something at a time (not before now), then let the replicas take up what it sent."""
+
+        def act(_: simpy.Event) -> None:
+            if action():
+                self.settle()
+
         event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-        event.callbacks.append(lambda _: action())
+        event.callbacks.append(act)
 
-    def _free_slot(self) -> None:
+    def _free_slot(self) -> bool:
         self.outstanding -= 1
         if self.held and self.limit is not None and self.outstanding < self.limit:
-            self._send(self.held.popleft())
+            return self._send(self.held.popleft())
+        return False
 
-    def _follow(self, row: int) -> None:
+    def _follow(self, row: int) -> bool:
         if self.limit is None or self.outstanding < self.limit:
-            self._send(row)
-        else:
-            self.held.append(row)
+            return self._send(row)
+        self.held.append(row)
+        return False
 
     # -- patience ---------------------------------------------------------------------------------------------------
 
@@ -218,11 +233,14 @@ class Clients:
 
     def _on_deadline(self, _: simpy.Event) -> None:
         deadlines = self.deadlines
+        heard = False
         while deadlines and deadlines[0][0] <= self.env.now:
             _, seq = deadlines.popleft()
             if seq.state != DONE:
-                self.abort(seq)
+                heard = self.abort(seq) or heard
         self._watch()
+        if heard:
+            self.settle()
 
 
 def _next_turns(trace: Trace) -> dict[int, int]:

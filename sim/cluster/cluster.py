@@ -122,13 +122,15 @@ class _Run:
         self.views = [replica.view for replica in self.replicas]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
+        alone = len(self.replicas) == 1
         factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
         self.clients = Clients(
             self.env,
             trace,
             factory,
-            submit=self.replicas[0].submit if len(self.replicas) == 1 else self._route,
-            abort=self._abort,
+            submit=self.replicas[0].submit if alone else self._route,
+            abort=self.replicas[0].abort if alone else self._abort,
+            settle=self.replicas[0].proceed if alone else self._settle,
             replay=spec.replay,
             max_concurrency=spec.max_concurrency,
             timeout_s=spec.client_timeout_s,
@@ -137,6 +139,7 @@ class _Run:
         )
         self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
         self.where: dict[Sequence, Replica] = {}
+        self.touched: dict[Replica, None] = {}
 
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
@@ -178,17 +181,28 @@ class _Run:
 
         return done
 
-    def _route(self, seq: Sequence) -> None:
+    def _route(self, seq: Sequence) -> bool:
         routing = self.spec.routing
         chosen = 0 if routing is None else routing.choose(seq, self.views)
         replica = self.replicas[chosen]
         if seq.deadline_s is not None:
             self.where[seq] = replica
-        replica.submit(seq)
+        return self._note(replica, replica.submit(seq))
 
-    def _abort(self, seq: Sequence) -> None:
-        replica = self.replicas[0] if len(self.replicas) == 1 else self.where.pop(seq)
-        replica.abort(seq)
+    def _abort(self, seq: Sequence) -> bool:
+        replica = self.where.pop(seq)
+        return self._note(replica, replica.abort(seq))
+
+    def _note(self, replica: Replica, heard: bool) -> bool:
+        if heard:
+            self.touched[replica] = None
+        return heard
+
+    def _settle(self) -> None:
+        """Let the replicas that something has just reached take it up, in the order in which it did."""
+        touched, self.touched = self.touched, {}
+        for replica in touched:
+            replica.proceed()
 
     # -- the clock --------------------------------------------------------------------------------------------------
 

@@ -125,35 +125,37 @@ class Replica:
 
     # -- the outside world ------------------------------------------------------------------------------------------
 
-    def submit(self, seq: Sequence) -> None:
-        """A request arrives (now)."""
-        now = self.env.now
+    def submit(self, seq: Sequence) -> bool:
+        """A request arrives (now). True: call `proceed` once everything of this instant has arrived."""
         if seq.input_tokens + self.outputs[seq.index] > self.max_tokens:
-            self._done(seq, REJECTED, now, 0)  # longer than the model or the whole cache
-        elif self.idle:
+            self._done(seq, REJECTED, self.env.now, 0)  # longer than the model or the whole cache
+            return False
+        if self.idle:
             self.waiting.append(seq)
-            self._wake()
-        else:
-            self.inbox.append((now, seq))
-            if self.n_steps > 1 and not self.plan.deaf:
-                self._cut_leap()
+            return True
+        self.inbox.append((self.env.now, seq))
+        return self.n_steps > 1 and not self.plan.deaf
 
-    def abort(self, seq: Sequence) -> None:
+    def abort(self, seq: Sequence) -> bool:
         """The client has given up on a sequence (now); the engine learns of it as it does of an arrival."""
         if seq.state == DONE:
-            return
+            return False
         seq.aborted = True
         if self.idle:
             self._abort(seq, self.env.now)
-            return
+            return False
         self.inbox.append((self.env.now, seq))
-        if self.n_steps > 1:
-            self._cut_leap()
+        return self.n_steps > 1
 
-    def _wake(self) -> None:
-        """Begin when everything that happens at this instant has happened."""
-        if self.event is None:
-            self.event = StepEnd(self.env, 0.0, self._on_wake)
+    def proceed(self) -> None:
+        """Take up what has just arrived: an idle engine starts, a leap is cut at its next border."""
+        if not self.idle:
+            self._cut_leap()
+        elif self.waiting:
+            self.idle = False
+            self.now_s = self.env.now
+            if self._begin():
+                self._run()
 
     # -- what policies ask ------------------------------------------------------------------------------------------
 
@@ -188,13 +190,6 @@ class Replica:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def _on_wake(self, _: simpy.Event) -> None:
-        self.event = None
-        self.idle = False
-        self.now_s = self.env.now
-        if self._begin():
-            self._run()
-
     def _on_step_end(self, event: simpy.Event) -> None:
         if event is self.event:  # else a leap that was cut short
             self.now_s = self.env.now
@@ -205,15 +200,12 @@ class Replica:
     def _run(self) -> None:
         """Take steps until one outlasts the next event of the simulation; wait for that one's end on the clock."""
         env = self.env
-        while True:
-            end = self.end_s
-            if end >= env.peek():
-                self.event = StepEnd(env, end - env.now, self._on_step_end)
-                return
+        while (end := self.end_s) < env.peek():
             self.now_s = end
             self._end()
             if not self._begin():
                 return
+        self.event = StepEnd(env, end - env.now, self._on_step_end)
 
     def _end(self) -> None:
         """The step in progress ends now: book it, then learn what the next plan may see."""
@@ -571,13 +563,12 @@ class Replica:
 
     def _cut_leap(self) -> None:
         """End the leap at the border of the step in progress (depth 1: one step later, it is planned already)."""
-        now = self.env.now
         first, delta = self.first_s, self.delta_s
-        n = _steps_by(first, delta, self.n_steps, now - self.start_s) + self.depth
+        n = _steps_by(first, delta, self.n_steps, self.env.now - self.start_s) + self.depth
         if n < self.n_steps:
             self.n_steps = n
-            self.end_s = end = self.start_s + n * first + delta * (n * (n - 1) // 2)
-            self.event = StepEnd(self.env, end - now if end > now else 0.0, self._on_step_end)
+            self.end_s = self.start_s + n * first + delta * (n * (n - 1) // 2)
+            self._run()
 
 
 def _steps_by(first_s: float, delta_s: float, limit: int, elapsed_s: float) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from math import nan
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from .result import REQUEST_COLUMNS, STATUSES
 from .sequence import Sequence
@@ -20,27 +20,39 @@ NAMES = (
 )  # fmt: skip
 
 
+FLUSH_ROWS = 16_384
+
+
 class RequestLog:
     """Columns `REQUEST_COLUMNS`, 88 bytes a request."""
 
     def __init__(self) -> None:
-        self.flat = array("d")
+        self.flat: list[float] = []
+        self.blocks: list[NDArray[np.float64]] = []
+        self.flushed = 0
 
     def add(self, seq: Sequence, replica: int, finish_s: float, output_tokens: int, status: int) -> None:
         """Note how a request ended. `finish_s` is at the client."""
         first, scheduled = seq.first_token_s, seq.scheduled_s
-        self.flat.extend(
-            (
-                seq.index, replica, seq.input_tokens, output_tokens, seq.cached_tokens, seq.preemptions, status,
-                seq.sent_s, nan if scheduled is None else scheduled, nan if first is None else first, finish_s,
-            )
+        self.flat += (
+            seq.index, replica, seq.input_tokens, output_tokens, seq.cached_tokens, seq.preemptions, status,
+            seq.sent_s, nan if scheduled is None else scheduled, nan if first is None else first, finish_s,
         )  # fmt: skip
+        if len(self.flat) >= FLUSH_ROWS * len(NAMES):
+            self._flush()
+
+    def _flush(self) -> None:
+        block = np.array(self.flat, dtype=np.float64).reshape(-1, len(NAMES))
+        self.flat.clear()
+        self.blocks.append(block)
+        self.flushed += len(block)
 
     def __len__(self) -> int:
-        return len(self.flat) // len(NAMES)
+        return self.flushed + len(self.flat) // len(NAMES)
 
     def frame(self) -> pd.DataFrame:
         """All rows so far, in order of completion."""
-        table = np.array(self.flat, dtype=np.float64).reshape(-1, len(NAMES))
+        self._flush()
+        table = np.concatenate(self.blocks)
         columns = {name: table[:, NAMES.index(name)].astype(kind) for name, kind in REQUEST_COLUMNS.items()}
         return pd.DataFrame(columns)
