@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stepline.sim.cost.activation_peak import activation_peak
 from stepline.sim.cost.catalogue import load_gpu, load_model
@@ -19,9 +19,6 @@ from stepline.sim.cost.memory_constants import MemoryConstants, memory_constants
 from stepline.sim.cost.memory_ledger import GIB, Flags, MemoryLedger, ledger
 from stepline.sim.cost.specs import Dtype, ModelSpec
 from stepline.traces.errors import CalibrationError, ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BLOCK_TOKENS = 16
 TABLE_DEFAULTS = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
@@ -65,36 +62,17 @@ def read_table(path: Path) -> list[StartUp]:
     Raises:
         CalibrationError: a column is missing or the file cannot be read.
     """
-    frame = _frame(path, ("model", "tp", "pp", "dtype", "quantization", "kv_cache_dtype", "kv_cache_blocks"))
-    starts = []
-    for row in frame.itertuples():
-        model = _known(str(row.model))
-        if model is not None:
-            fp32 = "float32" in str(row.dtype)
-            starts.append(
-                StartUp(
-                    model=model,
-                    version="vllm-0.19",
-                    gpu="h100-sxm",
-                    tp=int(row.tp),
-                    pp=int(row.pp),
-                    utilization=float(row.gpu_memory_utilization),
-                    tokens=TABLE_DEFAULTS["max_num_batched_tokens"],
-                    seqs=TABLE_DEFAULTS["max_num_seqs"],
-                    kv_dtype="fp8" if row.kv_cache_dtype == "fp8" else "fp32" if fp32 else "bf16",
-                    weight_dtype="fp32" if fp32 else "fp8" if row.quantization == "fp8" else None,
-                    blocks=int(row.kv_cache_blocks),
-                    activation_gib=float(row.activation_memory_gib),
-                    non_torch_gib=float(row.non_torch_forward_gib),
-                )
-            )
-    return starts
+    columns = ("model", "tp", "pp", "dtype", "quantization", "kv_cache_dtype", "kv_cache_blocks")
+    parts = ("gpu_memory_utilization", "activation_memory_gib", "non_torch_forward_gib")
+    return [_table_row(row, model) for row, model in _rows(path, (*columns, *parts))]
 
 
 def read_runs(path: Path) -> list[StartUp]:
-    """Distinct start-ups of runs (`experiments.csv.gz`) whose KV blocks are marked measured; estimates are left out."""
-    frame = _frame(path, ("model", "tp", "kv_blocks_gpu", "kv_blocks_source", "max_num_batched_tokens"))
-    measured = frame[frame.kv_blocks_source.astype(str).str.startswith("measured")]
+    """Distinct start-ups of runs (`experiments.csv.gz`) whose KV blocks are marked measured; estimates are left out.
+
+    Raises:
+        CalibrationError: a column is missing or the file cannot be read.
+    """
     keys = [
         "model",
         "tp",
@@ -103,23 +81,46 @@ def read_runs(path: Path) -> list[StartUp]:
         "gpu_memory_utilization",
         "kv_blocks_gpu",
     ]
-    return [
-        StartUp(
-            model=load_model(str(row.model)),
-            version="vllm-0.15.1",
-            gpu="h100-sxm",
-            tp=int(row.tp),
-            pp=1,
-            utilization=float(row.gpu_memory_utilization),
-            tokens=int(row.max_num_batched_tokens),
-            seqs=int(row.max_num_seqs),
-            kv_dtype="bf16",
-            weight_dtype=None,
-            blocks=int(row.kv_blocks_gpu),
-        )
-        for row in measured.drop_duplicates(keys).sort_values(keys).itertuples()
-        if _known(str(row.model)) is not None
-    ]
+    distinct = {}
+    for row, model in _rows(path, (*keys, "kv_blocks_source")):
+        if str(row["kv_blocks_source"]).startswith("measured"):
+            distinct[tuple(str(row[key]) for key in keys)] = _run_row(row, model)
+    return [distinct[key] for key in sorted(distinct)]
+
+
+def _table_row(row: dict[str, Any], model: ModelSpec) -> StartUp:
+    fp32 = "float32" in str(row["dtype"])
+    return StartUp(
+        model=model,
+        version="vllm-0.19",
+        gpu="h100-sxm",
+        tp=int(row["tp"]),
+        pp=int(row["pp"]),
+        utilization=float(row["gpu_memory_utilization"]),
+        tokens=TABLE_DEFAULTS["max_num_batched_tokens"],
+        seqs=TABLE_DEFAULTS["max_num_seqs"],
+        kv_dtype="fp8" if row["kv_cache_dtype"] == "fp8" else "fp32" if fp32 else "bf16",
+        weight_dtype="fp32" if fp32 else "fp8" if row["quantization"] == "fp8" else None,
+        blocks=int(row["kv_cache_blocks"]),
+        activation_gib=float(row["activation_memory_gib"]),
+        non_torch_gib=float(row["non_torch_forward_gib"]),
+    )
+
+
+def _run_row(row: dict[str, Any], model: ModelSpec) -> StartUp:
+    return StartUp(
+        model=model,
+        version="vllm-0.15.1",
+        gpu="h100-sxm",
+        tp=int(row["tp"]),
+        pp=1,
+        utilization=float(row["gpu_memory_utilization"]),
+        tokens=int(row["max_num_batched_tokens"]),
+        seqs=int(row["max_num_seqs"]),
+        kv_dtype="bf16",
+        weight_dtype=None,
+        blocks=int(row["kv_blocks_gpu"]),
+    )
 
 
 def fit_activations(starts: Iterable[StartUp], constants: MemoryConstants) -> MemoryConstants:
@@ -216,24 +217,22 @@ def _with(constants: MemoryConstants, x: Sequence[float]) -> MemoryConstants:
     return replace(constants, **values)  # type: ignore[arg-type]  # the four fitted fields are floats
 
 
-def _known(name: str) -> ModelSpec | None:
-    try:
-        return load_model(name)
-    except ConfigError:
-        return None
-
-
-def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], ModelSpec]]:
+    """Rows of a CSV file whose model is in the catalogue, with it; others are no data of ours to explain."""
     import pandas as pd
 
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{path}: cannot be read ({error})") from None
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise CalibrationError(f"{path}: column {missing[0]} is missing")
-    return frame
+    for column in columns:
+        if column not in frame:
+            raise CalibrationError(f"{path}: column {column} is missing")
+    for row in frame.to_dict("records"):
+        try:
+            yield {str(key): value for key, value in row.items()}, load_model(str(row["model"]))
+        except ConfigError:
+            continue
 
 
 def _print_fit(constants: MemoryConstants) -> None:

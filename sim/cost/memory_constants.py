@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 from ...traces.errors import ConfigError, nearest
 from .specs import EngineProfile
+
+MIB = 2.0**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,11 @@ def _table() -> dict[str, MemoryConstants]:
     return {row["version"]: _constants(row) for row in rows}
 
 
-def _constants(row: dict[str, object]) -> MemoryConstants:
-    by_tp = row.pop("non_torch_mib")
-    assert isinstance(by_tp, dict)
-    mib = 2.0**20
+def _constants(row: dict[str, Any]) -> MemoryConstants:
+    sizes = {"non_torch_mib", "workspace_mib", "context_mib"}
     return MemoryConstants(
-        non_torch={int(tp): float(value) * mib for tp, value in by_tp.items()},
-        workspace_bytes=float(str(row.pop("workspace_mib"))) * mib,
-        context_bytes=float(str(row.pop("context_mib"))) * mib,
-        **row,  # type: ignore[arg-type]  # our own table: the tests load every row
+        non_torch={int(tp): size * MIB for tp, size in row["non_torch_mib"].items()},
+        workspace_bytes=row["workspace_mib"] * MIB,
+        context_bytes=row["context_mib"] * MIB,
+        **{key: value for key, value in row.items() if key not in sizes},
     )

@@ -10,6 +10,7 @@ from typing import Any
 from ...traces.errors import ConfigError, nearest
 from .model_families import FAMILIES, Family, Fields
 from .specs import Dtype, MlaSpec, ModelSpec, VisionSpec
+from .vision_config import unwrap
 
 _DTYPES: dict[str, Dtype] = {
     "bfloat16": "bf16",
@@ -17,7 +18,6 @@ _DTYPES: dict[str, Dtype] = {
     "float32": "fp32",
     "float8_e4m3fn": "fp8",
 }
-_WRAPPED = ("text_config", "language_config", "llm_config")
 _REFUSED = {
     "num_local_experts": "experts",
     "n_routed_experts": "experts",
@@ -55,8 +55,7 @@ def model_from_config(
         ConfigError: unreadable file, missing or wrong field, an architecture or feature that is not modelled.
     """
     where, config = _read(source)
-    if extra_params == 0:
-        _refuse_wrapped(where, config)
+    config, tower_params, images = unwrap(where, config)
     family = _family(where, config)
     fields = Fields(where, config, family.defaults)
     _refuse_features(fields, family)
@@ -92,13 +91,13 @@ def model_from_config(
         learned_positions=max_model_len if family.learned_positions else 0,
         rope_rows=0 if family.learned_positions else _rope_rows(fields, max_model_len, family),
         chunked_attention=fields.has("attention_chunk_size"),
-        vision=vision,
+        vision=vision or images,
         attention_windows=_group(family.windows(fields, n_layers), max_model_len),
         moe=moe,
         mla=mla,
         weight_dtype=weight_dtype,
         attention_dtype=attention_dtype,
-        extra_params=extra_params,
+        extra_params=extra_params or tower_params,
         params_published=params_published,
         source=provenance or where,
     )
@@ -118,15 +117,6 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: got {type(content).__name__}, expected a JSON object")
     return str(path), content
-
-
-def _refuse_wrapped(where: str, config: Mapping[str, Any]) -> None:
-    wrapped = next((key for key in _WRAPPED if isinstance(config.get(key), dict)), None)
-    if wrapped:
-        raise ConfigError(
-            f"{where}: {wrapped}: a multimodal config, whose other towers are not modelled; "
-            f"give its language part as a config.json of its own, or a built-in model"
-        )
 
 
 def _family(where: str, config: Mapping[str, Any]) -> Family:

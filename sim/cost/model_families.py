@@ -198,7 +198,21 @@ class Family:
 
 _LLAMA4 = Family(windows=window_pattern(4), moe=llama4_moe, reads=("attention_chunk_size",))
 _DEEPSEEK = Family(mla=True, moe=deepseek_moe, reads=("kv_lora_rank",))
-_GEMMA3 = Family(tied=True, qk_norm=True, norms_per_layer=4, local_rope=True, windows=window_pattern(6))
+_GEMMA3_DEFAULTS = {  # Gemma3TextConfig: the published 4b/12b/27b configs leave these out
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+}
+_GEMMA3 = Family(
+    defaults=_GEMMA3_DEFAULTS,
+    tied=True,
+    qk_norm=True,
+    norms_per_layer=4,
+    local_rope=True,
+    windows=window_pattern(6),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),

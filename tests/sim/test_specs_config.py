@@ -68,7 +68,8 @@ def test_gpt2_is_classic():
         ({"num_local_experts": 8}, "num_local_experts", "experts is not modelled"),
         ({"kv_lora_rank": 512}, "kv_lora_rank", "latent attention is not modelled"),
         ({"layer_types": ["linear_attention"] * 32}, "layer_types", "linear_attention"),
-        ({"text_config": {}}, "text_config", "multimodal"),
+        ({"model_type": "blip", "text_config": {}}, "text_config", "model_type 'blip' is not modelled"),
+        ({"language_config": {}}, "language_config", "multimodal"),
         ({"torch_dtype": "float8_e5m2"}, "torch_dtype", "float8_e5m2"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quant_method", "'hqq'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "bits", "got 3"),
@@ -146,3 +147,59 @@ def test_files_that_are_no_config(tmp_path):
     path.write_text("[1]")
     with pytest.raises(ConfigError, match="expected a JSON object"):
         load_model(path)
+
+
+GEMMA3 = {
+    "model_type": "gemma3",
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "image_size": 896,
+        "patch_size": 14,
+    },
+}
+
+
+def test_a_published_multimodal_config_is_its_text_part_and_a_tower():
+    mine, built_in = model_from_config(GEMMA3), load_model("gemma-3-4b")
+    ours, theirs = parameter_count(mine), parameter_count(built_in)
+    assert ours.total - ours.extra == theirs.total - theirs.extra
+    assert ours.extra == pytest.approx(theirs.extra, rel=0.08)
+    assert (mine.windows, mine.vision, mine.rope_rows) == (
+        built_in.windows,
+        built_in.vision,
+        built_in.rope_rows,
+    )
+
+
+def test_a_tower_of_unknown_shape_is_refused():
+    tower = {k: v for k, v in GEMMA3["vision_config"].items() if k != "patch_size"}
+    with pytest.raises(ConfigError, match="vision_config: patch_size: missing"):
+        model_from_config(GEMMA3 | {"vision_config": tower})
+
+
+@pytest.mark.parametrize(
+    ("kind", "built_in", "vision"),
+    [
+        ("mistral3", "mistral-small-3.1-24b", (1024, 4096, 24, 1540, 14)),
+        ("llama4", "llama-4-scout", (1408, 5632, 34, 336, 14)),
+    ],
+)
+def test_other_towers_come_close_to_the_published_ones(kind, built_in, vision):
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "image_size", "patch_size")
+    text = config(model_type=...)
+    if kind == "llama4":
+        text |= {"num_local_experts": 16, "num_experts_per_tok": 1, "attention_chunk_size": 8192}
+    wrapped = {"model_type": kind, "text_config": text, "vision_config": dict(zip(keys, vision, strict=True))}
+    mine, theirs = model_from_config(wrapped), load_model(built_in)
+    assert mine.vision == theirs.vision
+    assert mine.extra_params == pytest.approx(theirs.extra_params, rel=0.09)
