@@ -25,12 +25,14 @@ class Kernels(Protocol):
     cache_bytes      last-level cache, which the operands of cold calls must overflow
     operand_bytes    memory that the operands of one case may take
     most_copies      how many sets of operands a case may have
+    round_flops      FLOPs after which a case gets no further set: heavy calls would make a round too long
     """
 
     gpu: str
     cache_bytes: int
     operand_bytes: int
     most_copies: int
+    round_flops: float
 
     def library(self, case: Case) -> str:
         """NAME-VERSION of whoever runs the case. Raises Unsupported where nobody can."""
@@ -47,32 +49,36 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Calls of one case, each on its own operands; `cold` if they overflow the cache between two uses of one
-    set.
+    """Calls of one case, each on its own operands.
+
+    cold   they overflow the cache between two uses of one set
+    graph  they may be captured in a CUDA graph: all but collectives and the overhead of a launch itself
     """
 
     calls: tuple[Call, ...]
     cold: bool
+    graph: bool
 
 
 def prepare(case: Case, kernels: Kernels) -> Prepared:
     """Build enough copies of a case that what it streams cannot stay in the last-level cache.
 
-    Each set is met again only after more than twice the cache has passed, where memory and `most_copies`
-    allow; `cold`
-    states whether they did.
+    Each set is met again only after more than twice the cache has passed, where the limits of `kernels` allow;
+    `cold` states whether they did.
     Raises Unsupported where one copy alone exceeds `operand_bytes`.
     """
     streamed = stream_bytes(case)
     if streamed > kernels.operand_bytes:
         need, have = streamed / 2**30, kernels.operand_bytes / 2**30
         raise Unsupported(f"operands of {need:.1f} GiB exceed the {have:.1f} GiB left for them")
+    graph = case.kernel != "all_reduce" and case.operation != "launch"
     if not streamed:
-        return Prepared((kernels.make(case),), cold=False)
+        return Prepared((kernels.make(case),), cold=False, graph=graph)
     wanted = math.ceil(2 * kernels.cache_bytes / streamed)
-    copies = max(1, min(wanted, kernels.most_copies, kernels.operand_bytes // streamed))
+    light = math.ceil(kernels.round_flops / max(flops(case), 1.0))
+    copies = max(1, min(wanted, kernels.most_copies, kernels.operand_bytes // streamed, light))
     calls = tuple(kernels.make(case) for _ in range(copies))
-    return Prepared(calls, cold=copies * streamed >= 2 * kernels.cache_bytes)
+    return Prepared(calls, cold=copies * streamed >= 2 * kernels.cache_bytes, graph=graph)
 
 
 def stream_bytes(case: Case) -> int:
@@ -105,6 +111,24 @@ def stream_bytes(case: Case) -> int:
             return m * n * 4  # logits are float32 by then
         case _:
             return 0
+
+
+def flops(case: Case) -> float:
+    """FLOPs of a matrix product or of attention; 0 for what only moves bytes."""
+    from stepline.sim.cost.operators import attention_flops, causal_pairs, gemm_flops
+
+    if case.kernel == "gemm":
+        return float(gemm_flops(*case.dims("m", "n", "k")))
+    if not case.kernel.startswith("attention"):
+        return 0.0
+    heads, dim = case.dims("heads", "head_dim")
+    pairs = 0
+    if case.kernel != "attention_prefill":
+        pairs += sum(lengths(case))
+    if case.kernel != "attention_decode":
+        chunks = case.prefill_batch or case.batch or 1
+        pairs += chunks * causal_pairs(*case.dims("query_tokens", "history_tokens"))
+    return float(attention_flops(pairs, heads, dim))
 
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}

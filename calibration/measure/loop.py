@@ -88,7 +88,7 @@ def _one(
             outcome.kept += 1
             return
         prepared = prepare(case, kernels)
-        timing = timer.time(prepared.calls, case_s)
+        timing = timer.time(prepared.calls, case_s, graph=prepared.graph)
     except Unsupported as reason:
         text = f"{case.kernel}: {reason}"
         outcome.unsupported[text] = outcome.unsupported.get(text, 0) + 1

@@ -25,6 +25,7 @@ class NumpyKernels:
     """float32 kernels on the CPU. Operands are views of one random arena, taken in turn."""
 
     most_copies = 64
+    round_flops = 4e9
 
     def __init__(self, arena_bytes: int = ARENA_BYTES, seed: int = 0) -> None:
         self.gpu = "cpu"
