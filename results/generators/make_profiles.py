@@ -6,10 +6,8 @@ with figures fitted to the full traces, of which some cuts are shorter.
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ import numpy as np
 from stepline.traces import read_trace, spread_quantum
 from stepline.traces.random_streams import stream
 from stepline.traces.synth.fit import fit_open
+from stepline.traces.synth.fit_agents import fit_agents
 from stepline.traces.synth.fit_sessions import fit_sessions, with_lengths_of
 from stepline.traces.synth.laws import law, normal_ppf, whole
 from stepline.traces.synth.profile import PROFILE_DIR, PROFILE_VERSION, profile_text
-from stepline.traces.synth.tables import quantile_table, tidy
+from stepline.traces.synth.tables import quantile_table
 from stepline.traces.trace import Trace
 
 
@@ -61,7 +60,9 @@ def azure_code(data: Path, figures: dict[str, Any]) -> dict[str, Any]:
                 "kind": "bursts",
                 "on_s": {"kind": "gamma", "shape": 0.9, "mean": 12.5},
                 "off_s": {"kind": "gamma", "shape": 0.55, "mean": 34},
-                "gaps_s": quantile_table(blend(gaps, hour_gaps(hour["arrival"])), 0.005, whole=False, digits=4),
+                "gaps_s": quantile_table(
+                    blend(gaps, hour_gaps(hour["arrival"])), 0.005, whole=False, digits=4
+                ),
                 "memory_frac": 0.16,
                 "memory_gaps": 75,
             },
@@ -85,7 +86,12 @@ def mooncake_conv(data: Path, figures: dict[str, Any]) -> dict[str, Any]:
             "kind": "renewal",
             "rate_per_s": arrival["session_rate"],
             "modulation": [
-                {"kind": "curve", "time_s": arrival["profile_t"], "factor": arrival["profile"], "period_s": 3537},
+                {
+                    "kind": "curve",
+                    "time_s": arrival["profile_t"],
+                    "factor": arrival["profile"],
+                    "period_s": 3537,
+                },
                 {"kind": "ou", "sigma": arrival["ou_sigma"], "tau_s": arrival["ou_tau"]},
             ],
         },
@@ -124,67 +130,16 @@ def knots(p: list[float], q: list[float]) -> dict[str, Any]:
 
 def claude_code(data: Path, figures: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
     """Agentic sessions, from 63 of them."""
-    sessions: dict[str, list[dict[str, Any]]] = {}
-    for row in json_rows(data / "claude_code_sessions.jsonl.gz"):
-        sessions.setdefault(row["session_id"], []).append(row)
-    steps = [(a, b) for rows in sessions.values() for a, b in pairwise(rows)]
-    growth = np.array([b["input_length"] - a["input_length"] for a, b in steps])
-    context = np.array([a["input_length"] for a, _ in steps])
-    cut = growth < -2000
-    kept = [shared_blocks(a, b) for a, b in steps]
-    broken = np.array([k < a["input_length"] // 512 for k, (a, _) in zip(kept, steps, strict=True)])
-    delays = np.array([b["delay"] / 1e3 for _, b in steps if "delay" in b])
     return {
-        "duration_s": 8800,
+        "duration_s": 9600,
         "source": "fitted to 63 sessions (2652 requests) of callanjfox/kv-cache-tester traces, 64-token blocks "
         "coarsened to 512",
         "license": "Apache-2.0 (the traces the figures were fitted to)",
         "notes": "63 agentic coding sessions with 512-token chained ids: contexts of 89 k tokens on average, 97 % of "
         "prompt tokens seen before. Think times are tools (median 11 s) and, in the tail, people; closed replay uses "
         "them, timestamps assume 0.5 s + 20 ms per output token.",
-        "workload": {
-            "kind": "agents",
-            "arrivals": {"kind": "renewal", "rate_per_s": 0.0286},
-            "sessions": 63,
-            "turns": smooth([len(rows) for rows in sessions.values()], COARSE),
-            "first_input": smooth([rows[0]["input_length"] for rows in sessions.values()], COARSE),
-            "growth": [
-                [high, smooth(growth[~cut & (context >= low) & (context < high)], FINE)]
-                for low, high in pairwise((0, *GROWTH_BOUNDS, 1e9))
-            ],
-            "outputs": smooth([row["output_length"] for rows in sessions.values() for row in rows], FINE),
-            "think_s": quantile_table(delays, 0.005),
-            "session_frac": {"growth": 0.2, "outputs": 0.2, "think_s": 0.1},
-            "break_chance": round(float(np.mean(broken & ~cut)), 4),
-            "break_kept_blocks": smooth(np.array(kept)[broken], COARSE),
-            "compact_chance": [[120_000, 0.003], [140_000, 0.008], [155_000, 0.02], [1e9, 0.06]],
-            "compact_frac": smooth(
-                [b["input_length"] / a["input_length"] for (a, b), c in zip(steps, cut, strict=True) if c], COARSE
-            ),
-            "max_input_tokens": 170_000,
-            "max_session_s": 7200,  # no session of the set is longer
-            "block_size": 512,
-        },
+        "workload": fit_agents(read(data / "claude_code_sessions.jsonl.gz")),
     }
-
-
-GROWTH_BOUNDS = (20_000, 40_000, 80_000)  # short contexts grow fastest: the agent reads the repository
-COARSE = (0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1)  # knots for some tens of values
-FINE = (0, 0.005, 0.025, 0.05, *(round(0.1 * k, 1) for k in range(1, 10)), 0.95, 0.975, 0.99, 0.998, 1)
-
-
-def smooth(values: Any, knots: Any) -> dict[str, Any]:
-    """A table of quantiles at `knots`, to 3 digits: from few values no more than their shape is kept."""
-    at = [0, *knots, 1] if knots[0] != 0 else list(knots)
-    return {"kind": "quantiles", "p": at, "q": [tidy(float(f"{q:.3g}")) for q in np.quantile(values, at)]}
-
-
-def shared_blocks(a: dict[str, Any], b: dict[str, Any]) -> int:
-    """Leading block ids that two rows have in common."""
-    return next(
-        (k for k, (x, y) in enumerate(zip(a["hash_ids"], b["hash_ids"], strict=False)) if x != y),
-        min(len(a["hash_ids"]), len(b["hash_ids"])),
-    )
 
 
 def hour_gaps(arrival: dict[str, Any], n: int = 20_000) -> Any:
@@ -211,20 +166,100 @@ def read(path: Path) -> Trace:
     return read_trace(path)
 
 
-def json_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a gzipped JSONL file."""
-    with gzip.open(path, "rt") as lines:
-        return [json.loads(line) for line in lines]
+def poisson(input_law: Any, output_law: Any, **about: str) -> dict[str, Any]:
+    """Independent requests at one per second on average for ten minutes; scale the rate to the load wanted."""
+    arrivals = {"kind": "renewal", "rate_per_s": 1}
+    lengths = {"kind": "independent", "input": input_law, "output": output_law}
+    return {
+        "duration_s": 600,
+        **about,
+        "workload": {"kind": "open", "arrivals": arrivals, "lengths": lengths},
+    }
 
 
-PROFILES = {"azure_conv": azure_conv, "azure_code": azure_code, "mooncake_conv": mooncake_conv, "claude_code": claude_code}
+def guidellm(prompt: int, prompt_spread: int, output: int, output_spread: int, name: str) -> dict[str, Any]:
+    """A scenario of guidellm: clipped normal lengths."""
+    return poisson(
+        {
+            "kind": "normal",
+            "centre": prompt,
+            "spread": prompt_spread,
+            "low": 1,
+            "high": prompt + 4 * prompt_spread,
+        },
+        {
+            "kind": "normal",
+            "centre": output,
+            "spread": output_spread,
+            "low": 1,
+            "high": output + 4 * output_spread,
+        },
+        source=f"guidellm scenario {name}: {prompt} prompt tokens, {output} output tokens",
+        notes="Mean lengths are the scenario's; their spread (an eighth to a quarter of the mean) is nominal. Poisson "
+        "arrivals at 1/s: scale the rate.",
+    )
+
+
+def mlperf(median: float, sigma: float, longest: int, output: Any, source: str, notes: str) -> dict[str, Any]:
+    """MLPerf Inference, Server scenario: Poisson at the target rate for at least 600 s."""
+    inputs = {"kind": "lognormal", "median": median, "sigma": sigma, "low": 1, "high": longest}
+    return poisson(
+        inputs,
+        output,
+        source=f"MLPerf Inference, Server scenario (Poisson at target_qps, min_duration 600 s); {source}",
+        notes=f"{notes} Input lengths are nominal (lognormal). Poisson arrivals at 1/s: scale the rate to the target.",
+    )
+
+
+def made_outputs(mean: float, sigma: float, longest: int) -> dict[str, Any]:
+    """Lognormal lengths of the given mean (before clipping), at most `longest`."""
+    return {
+        "kind": "lognormal",
+        "median": round(mean / float(np.exp(sigma**2 / 2)), 1),
+        "sigma": sigma,
+        "low": 1,
+        "high": longest,
+    }
+
+
+PRESETS = {
+    "guidellm-chat": guidellm(512, 128, 256, 64, "chat"),
+    "guidellm-rag": guidellm(4096, 512, 512, 128, "rag"),
+    "mlperf-llama2-70b": mlperf(
+        200, 0.9, 1024, made_outputs(294.45, 0.8, 1024), "OpenOrca, 24576 queries",
+        "Mean output is the reference's 294.45 tokens per sample.",
+    ),
+    "mlperf-llama3.1-8b": mlperf(
+        800, 0.45, 2540, 128, "CNN-DailyMail, 13368 queries", "Outputs are at their limit of 128 tokens.",
+    ),
+    "mlperf-llama3.1-405b": mlperf(
+        7000, 0.8, 20000, made_outputs(684.68, 0.8, 2000), "LongBench and others, 8313 queries",
+        "Mean output is the reference's 684.68 tokens per sample.",
+    ),
+    "mlperf-mixtral-8x7b": mlperf(
+        250, 0.8, 2048, made_outputs(144.84, 0.8, 1024), "OpenOrca, GSM8K, MBXP",
+        "Mean output is the reference's 144.84 tokens per sample.",
+    ),
+    "mlperf-deepseek-r1": mlperf(
+        300, 1.0, 3136, made_outputs(3886.23, 0.8, 20000), "reasoning tasks",
+        "Mean output is the reference's 3886.23 tokens per sample.",
+    ),
+}  # fmt: skip
+
+PROFILES = {
+    "azure_conv": azure_conv,
+    "azure_code": azure_code,
+    "mooncake_conv": mooncake_conv,
+    "claude_code": claude_code,
+}
 
 
 def main(data: Path) -> None:
     """Write every profile."""
     figures = json.loads((data / "generator_params.json").read_text())
-    for name, make in PROFILES.items():
-        spec = {"version": PROFILE_VERSION, "name": name, **make(data, figures)}
+    made = {name: make(data, figures) for name, make in PROFILES.items()} | PRESETS
+    for name, content in made.items():
+        spec = {"version": PROFILE_VERSION, "name": name, **content}
         (PROFILE_DIR / f"{name}.json").write_text(profile_text(spec))
         print(name)
 

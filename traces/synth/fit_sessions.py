@@ -114,7 +114,9 @@ def fit_sessions(trace: Trace, *, window_s: float = 300.0) -> dict[str, Any]:
     return with_lengths_of(spec, inputs, span_s)
 
 
-def with_lengths_of(spec: dict[str, Any], inputs: Ints, span_s: float, rounds: int = ROUNDS) -> dict[str, Any]:
+def with_lengths_of(
+    spec: dict[str, Any], inputs: Ints, span_s: float, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """`spec` with first prompts moved until all prompts of `span_s` generated seconds are distributed as `inputs`.
 
     Each round generates traces of `CALIBRATION_ROWS` rows in all and applies the monotone map from their quantiles to those of `inputs` to the
@@ -186,6 +188,8 @@ def _branches(trace: Trace, links: Family, rows: Ints) -> dict[str, Any]:
     up = links.parent[rows]
     blocks = np.diff(trace.hash_ids.offsets)[up]
     return {
-        "branch_ratio": quantile_table(trace.input_tokens[rows] / trace.input_tokens[up], 0.02, whole=False, digits=4),
+        "branch_ratio": quantile_table(
+            trace.input_tokens[rows] / trace.input_tokens[up], 0.02, whole=False, digits=4
+        ),
         "branch_kept_frac": quantile_table(links.kept[rows] / blocks, 0.02, whole=False, digits=4),
     }

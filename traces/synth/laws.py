@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, log, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,6 +165,57 @@ class LogNormal:
     def mean(self) -> float:
         """Mean after clipping, by midpoint rule over 10⁵ quantiles."""
         return midpoint_mean(self)
+
+
+@LAWS.add("normal")
+@dataclass(frozen=True, slots=True)
+class ClippedNormal:
+    """Normal around `centre` with standard deviation `spread`, values outside [low, high] moved to the border."""
+
+    centre: float
+    spread: float
+    low: float = 0.0
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        number("centre", self.centre, low=0)
+        number("spread", self.spread, low=0)
+        number("low", self.low, low=0)
+        if self.high is not None:
+            number("high", self.high, low=self.low)
+
+    def ppf(self, u: Array) -> Array:
+        """centre + spread·Φ⁻¹(u), clipped."""
+        return np.clip(self.centre + self.spread * normal_ppf(u), self.low, self.high)
+
+    @property
+    def mean(self) -> float:
+        """Mean after clipping, by midpoint rule over 10⁵ quantiles."""
+        return midpoint_mean(self)
+
+
+@LAWS.add("geometric")
+@dataclass(frozen=True, slots=True)
+class Geometric:
+    """1, 2, 3, ...: how many turns if each is followed by another with chance `again`."""
+
+    again: float
+
+    def __post_init__(self) -> None:
+        number("again", self.again, low=0)
+        if self.again >= 1:
+            raise ConfigError(f"again: got {self.again!r}, expected a probability below 1")
+
+    def ppf(self, u: Array) -> Array:
+        """1 + ⌊ln(1 − u)/ln(again)⌋."""
+        if self.again == 0:
+            return np.ones(np.shape(u))
+        return 1.0 + np.floor(np.log1p(-np.minimum(u, _U_MAX)) / log(self.again))
+
+    @property
+    def mean(self) -> float:
+        """1/(1 − again)."""
+        return 1.0 / (1.0 - self.again)
 
 
 @LAWS.add("quantiles")
