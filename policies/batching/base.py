@@ -48,11 +48,11 @@ def spare_block_need(view: Any, gone: set[Sequence]) -> int:
     """Blocks a decode step needs under "a sequence is appended to only while a block is free".
 
     Decodes are taken in order of admission and each wants one free block whether it opens one or not, so one must be
-    left over unless the last of them opens it. Source: vLLM V0 `BlockSpaceManager.can_append_slots`, and the replica
+    left over unless the last of them opens it; a lone sequence may use the last block. Source: vLLM V0 `BlockSpaceManager.can_append_slots`, and the replica
     schedulers of the Vidur simulator.
     """
-    last = next((seq for seq in view.newest_first() if view.decodes(seq) and seq not in gone), None)
-    if last is None:
+    decoding = [seq for seq in view.newest_first() if view.decodes(seq) and seq not in gone]
+    if not decoding:
         return 0
-    opened = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
-    return opened if view.opens_block(last) else opened + 1
+    opened: int = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
+    return opened if len(decoding) == 1 or view.opens_block(decoding[0]) else opened + 1

@@ -151,7 +151,7 @@ class _Run:
                 sinks.append(self.blocks.append)
             log = self.logs[id(spec.cost_model)] = StepLog(len(windows), sinks)
             self.accountings.append(accounting)
-        kv = KVCache(spec.kv_blocks, spec.block_size, spec.eviction() if spec.eviction else None)
+        kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
         log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
         return Replica(
             self.env,
@@ -168,6 +168,16 @@ class _Run:
             gap_log=self.gaps,
             on_done=self._done_on(index),
         )
+
+    def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:
+        """A fresh eviction policy; an oracle is told the future."""
+        if spec.eviction is None:
+            return None
+        policy = spec.eviction()
+        foresee = getattr(policy, "foresee", None)
+        if foresee is not None:
+            foresee(self.trace.hash_ids)
+        return policy
 
     def _done_on(self, replica: int) -> Callable[[Sequence, int, float, int], None]:
         requests = self.requests

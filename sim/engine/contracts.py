@@ -118,6 +118,16 @@ class EvictionPolicy(Protocol):
     """Chooses which cached blocks lose their content. Each method O(log n) or better in the number of segments.
 
     A segment becomes evictable with `on_release` and stops being so with `on_hit` (a hit pins it) or `on_evict`.
+    Segments without a key (`Segment.key` None) hold what nothing can hit; they are released and evicted, never hit.
+
+    A policy may have more, each looked up once:
+    `on_admit(seq)`: a sequence is admitted, its hits follow.
+    `expired(now_s) -> Iterator[Segment]`: evictable segments whose time is over, asked before each look-up; each is
+    dropped (`on_evict`) before the next is asked for.
+    `foresee(hash_ids)`: the ids of all requests of the trace (`traces.Ragged`), told before the run; only for a class
+    with `oracle = True`, whose registered name must contain "oracle".
+    `head_first = True`: a cache-only replay (`simulate trace reuse`) hands it a prompt's blocks head first, the order
+    of computation; else tail first, the order of release.
     """
 
     def on_insert(self, segment: Segment, now_s: float) -> None:

@@ -176,10 +176,10 @@ class DecodeSet:
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
         """The most steps (<= limit) whose new blocks fit into `free_blocks` (negative: none)."""
-        if (
-            self.n_growing * (limit // self.block_size + 1) <= free_blocks
-            or self.blocks_in(limit) <= free_blocks
-        ):
+        if free_blocks < 0:
+            return 0
+        most = self.n_growing * (limit // self.block_size + 1)
+        if most <= free_blocks or self.blocks_in(limit) <= free_blocks:
             return limit
         steps = free_blocks // self.n_growing * self.block_size
         while self.blocks_in(steps + 1) <= free_blocks:
@@ -210,7 +210,7 @@ class DecodeSet:
     @property
     def has_finished(self) -> bool:
         """Whether somebody may have emitted the last token (stale entries count)."""
-        return self.heap[0][0] <= self.counter
+        return bool(self.heap) and self.heap[0][0] <= self.counter
 
     def pop_finished(self, *, grows: bool = True, pad: bool = False) -> list[tuple[Sequence, int]]:
         """Let go those that have just emitted their last token, with their KV tokens, in order of arrival."""

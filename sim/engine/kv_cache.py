@@ -13,7 +13,7 @@ not share is missed (the stated rule: never a false hit).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stepline.traces.errors import ConfigError, InvariantError
 
@@ -29,16 +29,20 @@ class Segment:
     blocks        full blocks with content; of an unkeyed segment all its blocks
     refs          sequences that hold it (0: evictable)
     start_blocks  blocks of the prefix before it (what a recompute would have to attend to)
+    parent        the segment that it continues (None: the head of a prompt, or no key)
     tenant, priority  of the sequence that computed it, for eviction policies that care
     """
 
-    __slots__ = ("blocks", "key", "priority", "refs", "start_blocks", "tenant")
+    __slots__ = ("blocks", "key", "parent", "priority", "refs", "start_blocks", "tenant")
 
-    def __init__(self, key: int | None, blocks: int, start_blocks: int, owner: Sequence) -> None:
+    def __init__(
+        self, key: int | None, blocks: int, start_blocks: int, owner: Sequence, parent: Segment | None = None
+    ) -> None:
         self.key = key
         self.blocks = blocks
         self.refs = 1
         self.start_blocks = start_blocks
+        self.parent = parent
         self.tenant = owner.tenant
         self.priority = owner.priority
 
@@ -62,6 +66,18 @@ class Match(NamedTuple):
 NO_MATCH = Match(0, 0, (), 0, -1)
 
 
+class Clock(Protocol):
+    """Whoever knows the time."""
+
+    now_s: float
+
+
+class Stopped:
+    """A clock that stands, for a cache outside a simulation."""
+
+    now_s = 0.0
+
+
 class KVCache:
     """Blocks of one replica.
 
@@ -81,7 +97,9 @@ class KVCache:
         self.eviction = eviction
         self.index: dict[int, Segment] = {}
         self.version = 0
-        self.now_s = 0.0
+        self.clock: Clock = Stopped()
+        self._on_admit = getattr(eviction, "on_admit", None)
+        self._expired = getattr(eviction, "expired", None)
         self.private_keys = 0
         self.evicted_blocks = 0
         self.hit_tokens = 0
@@ -113,6 +131,8 @@ class KVCache:
         """The longest cached prefix of a waiting sequence, in whole blocks, at least one token left to compute."""
         if seq.hash_ids is None or self.eviction is None:
             return NO_MATCH
+        if self._expired is not None:
+            self._expire()
         found = seq.match
         if found is None or found.version != self.version:
             found = seq.match = self._match(seq, seq.hash_ids)
@@ -168,6 +188,21 @@ class KVCache:
                 if segment.key is not None:
                     del self.index[segment.key]
 
+    def _expire(self) -> None:
+        """Drop content whose time is over (for policies that give it one)."""
+        eviction = self.eviction
+        if eviction is None or self._expired is None:
+            return
+        for segment in self._expired(self.clock.now_s):
+            self.version += 1
+            self.evicted_blocks += segment.blocks
+            self.evictable -= segment.blocks
+            self.free += segment.blocks
+            segment.blocks = 0
+            eviction.on_evict(segment)
+            if segment.key is not None:
+                del self.index[segment.key]
+
     def admit(self, seq: Sequence) -> int:
         """Pin the cached prefix of a waiting sequence and return its tokens (0: nothing cached)."""
         if self.eviction is None:
@@ -177,13 +212,15 @@ class KVCache:
             return 0
         self.query_tokens += seq.prompt_tokens
         found = self.match(seq)
+        if self._on_admit is not None:
+            self._on_admit(seq)
         seq.next_id = seq.path_blocks = 0
         seq.own_segment = None
         seq.held_segments = []
         if not found.blocks:
             return 0
         for segment in found.segments:
-            self.eviction.on_hit(segment, self.now_s)
+            self.eviction.on_hit(segment, self.clock.now_s)
             if segment.refs == 0:
                 self.evictable -= segment.blocks
             segment.refs += 1
@@ -224,7 +261,8 @@ class KVCache:
         if segment is None:
             if end <= start or key in self.index or seq.path_blocks > start:
                 return  # nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
-            segment = seq.own_segment = self.index[key] = Segment(key, 0, start, seq)
+            parent = seq.held_segments[-1] if seq.held_segments else None
+            segment = seq.own_segment = self.index[key] = Segment(key, 0, start, seq, parent)
             seq.held_segments.append(segment)
             self._inserted(segment)
         grown = end - start - segment.blocks
@@ -235,7 +273,7 @@ class KVCache:
 
     def _inserted(self, segment: Segment) -> None:
         if self.eviction is not None:
-            self.eviction.on_insert(segment, self.now_s)
+            self.eviction.on_insert(segment, self.clock.now_s)
 
     def release(self, seq: Sequence, kv_tokens: int, *, keep: bool = False) -> None:
         """Give back what a sequence holds, tail first; with `keep` (preempted) it can find its own tokens again."""
@@ -264,7 +302,7 @@ class KVCache:
         segment.refs -= 1
         if segment.refs == 0:
             self.evictable += segment.blocks
-            eviction.on_release(segment, self.now_s)
+            eviction.on_release(segment, self.clock.now_s)
 
     def _key_private(self, seq: Sequence, full_blocks: int) -> None:
         """Give the whole blocks after the sequence's ids an id of its own, if nothing before them is a duplicate."""
@@ -272,8 +310,9 @@ class KVCache:
         if seq.path_blocks != covered or full_blocks <= covered:
             return
         self.private_keys -= 1
+        parent = seq.held_segments[-1] if seq.held_segments else None
         segment = self.index[self.private_keys] = Segment(
-            self.private_keys, full_blocks - covered, covered, seq
+            self.private_keys, full_blocks - covered, covered, seq, parent
         )
         self._inserted(segment)
         seq.held_segments = [*seq.held_segments, segment]

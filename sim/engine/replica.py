@@ -92,6 +92,7 @@ class Replica:
         self.policy = policy
         self.preemption = preemption
         self.kv = kv
+        kv.clock = self
         self.outputs = outputs
         self.step_log = step_log
         self.gap_log = gap_log
@@ -235,8 +236,7 @@ class Replica:
             if self._is_empty(plan):
                 self._go_idle()
                 return False
-        self._start(plan)
-        return True
+        return self._start(plan)
 
     def _is_empty(self, plan: Plan) -> bool:
         return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
@@ -265,17 +265,20 @@ class Replica:
 
     # -- start of a step --------------------------------------------------------------------------------------------
 
-    def _start(self, plan: Plan) -> None:
+    def _start(self, plan: Plan) -> bool:
         for seq in plan.preempt:
             self._preempt(seq)
         if plan.chunks:
             self._start_mixed(plan)
-            return
+            return True
+        if not self.decode.n:
+            return self._begin()  # everybody has given way: plan anew with what that freed
         limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
         if not limit:
             free = self.kv.available
             self._fail(next(iter(self.running)), f"decode step needs more KV blocks than the {free} free")
         self._start_decodes(plan, limit)
+        return True
 
     def _leap_limit(self, plan: Plan) -> int:
         """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
@@ -361,9 +364,14 @@ class Replica:
         if seq.state == WAITING:
             planned = seq.match
             need = self.blocks_needed(seq, tokens)
+            changed = (
+                planned is not seq.match
+            )  # an earlier admission of this step has evicted or added blocks
+            if changed and (
+                need > kv.available or (planned and seq.match and seq.match.blocks < planned.blocks)
+            ):
+                return 0  # planned on a prefix that is gone: it waits on
             if need > kv.free + kv.evictable:
-                if planned is not seq.match:
-                    return 0  # an earlier admission of this step evicted its prefix: it waits on, as in vLLM
                 self._fail(seq, f"admission needs {need} KV blocks, {kv.available} are free")
             self._admit(seq)
         elif seq.state != PREFILLING:
@@ -388,7 +396,6 @@ class Replica:
             self.waiting.popleft()
         else:
             self.waiting.remove(seq)
-        self.kv.now_s = self.now_s
         cached = self.kv.admit(seq)
         if not self.paged:
             contiguous = self.policy.reservation == "contiguous"
@@ -549,8 +556,10 @@ class Replica:
                 self.waiting.remove(seq)
         elif self.pads and seq.state == DECODING:
             seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
-            seq.computed_tokens = self.decode.leave(seq, pad=True)
+            seq.computed_tokens = self.decode.leave(seq, grows=self.grows, pad=True)
             seq.epoch += 1
+            if self.decode.n_live == 0 and not self.prefilling:
+                self._end_batch()
         else:
             self.kv.release(seq, self._drop(seq))
         self._done(seq, TIMED_OUT, time_s, seq.generated_tokens)
