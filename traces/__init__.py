@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .describe import check, describe
     from .reading import iter_trace, read_trace
     from .request import Request
     from .trace import Ragged, Trace
@@ -17,8 +16,6 @@ __all__ = [
     "Ragged",
     "Request",
     "Trace",
-    "check",
-    "describe",
     "iter_trace",
     "rate_scale",
     "read_trace",
@@ -31,8 +28,6 @@ _HOMES = {
     "Ragged": "trace",
     "Request": "request",
     "Trace": "trace",
-    "check": "describe",
-    "describe": "describe",
     "iter_trace": "reading",
     "rate_scale": "transform",
     "read_trace": "reading",

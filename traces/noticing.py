@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import ConfigError
 from .formats import Context, Format
 from .ticks import MIN_ROWS, Ticks
 from .trace import Trace
@@ -59,6 +60,10 @@ class Noticed:
     def finish(self, sha256: str | None) -> None:
         """Say what was noticed, once all rows have been seen."""
         context, meta = self._context, self._context.meta
+        if context.options.request_rate is not None and not context.timeless:
+            raise ConfigError(
+                f"--request-rate: {context.name} has arrival times; --rate-scale changes their rate"
+            )
         context.count("rows stand behind a later one; sorted by arrival", self._late)
         closed = meta.get("closed_loop_rows", self._declared_closed)
         if closed:

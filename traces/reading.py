@@ -95,6 +95,9 @@ class Reading:
                 raise ConfigError(f"read_trace: unknown option {name!r}{nearest(name, known)}")
         if hash_block_size is not None and hash_block_size < 1:
             raise ConfigError(f"--hash-block-size: got {hash_block_size}, expected an integer >= 1")
+        rate = options.get("request_rate")
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ConfigError(f"--request-rate: got {rate}, expected a number > 0")
         self.source = Source(path)
         self.format: Format = format_named(trace_format) if trace_format else detect(self.source)
         meta = read_sidecar(path) if self.format.sidecar else {}

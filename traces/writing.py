@@ -20,6 +20,7 @@ from .trace import OPTIONAL_COLUMNS, Trace
 
 _NOT_KEPT = ("trace_format", "rows", "span_ms", "sha256", "time_unit", "block_size", "version")
 _ZSTD_LEVEL = 10
+_ROWS = 65_536
 
 
 def write_trace(
@@ -39,7 +40,7 @@ def write_trace(
     of the trace do not fit the format's.
     """
     target = writable_format(trace_format)
-    chunks = iter((trace,)) if isinstance(trace, Trace) else iter(trace)
+    chunks = _pieces(trace) if isinstance(trace, Trace) else iter(trace)
     state, lost = WriteState(), dict[str, int]()
     digest, span_s = hashlib.sha256(), [0.0, 0.0]
     more = iter(extras)
@@ -99,6 +100,14 @@ def _compressed(raw: IO[bytes], name: str) -> Iterator[IO[bytes]]:
             yield packed
     else:
         yield raw
+
+
+def _pieces(trace: Trace) -> Iterator[Trace]:
+    if len(trace) <= _ROWS:
+        yield trace
+        return
+    for start in range(0, len(trace), _ROWS):
+        yield trace.take(np.arange(start, min(start + _ROWS, len(trace))))
 
 
 def _write_sidecar(path: str | Path, state: WriteState, sha256: str, span_s: float) -> None:

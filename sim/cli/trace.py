@@ -26,6 +26,7 @@ VERBS = {
     "check": ("stepline.sim.cli.trace:check_main", "read every row; say what is wrong or odd"),
     "convert": ("stepline.sim.cli.trace:convert_main", "write a trace in another format"),
     "slice": ("stepline.sim.cli.trace:slice_main", "write a part of a trace"),
+    "reuse": ("stepline.sim.cli.trace_reuse:main", "hit rate by cache size and eviction policy"),
     "synth": ("stepline.sim.cli.trace_synth:main", "generate a trace from a profile or from flags"),
     "fit": ("stepline.sim.cli.trace_synth:fit_main", "make a generator profile from a trace"),
 }

@@ -26,7 +26,24 @@ __all__ = [
 # Asked in this order: a format that is a special case of another one stands before it.
 _MODULES = (
     "azure",
+    "vidur",
+    "splitwise",
+    "burstgpt",
+    "blis",
+    "qwen_bailian",
+    "llmservingsim",
+    "aiperf_results",
+    "weka",
+    "otel",
+    "vllm_bench",
+    "guidellm",
+    "genai_perf",
+    "openai_chat",
     "native",
+    "mooncake",
+    "vllm_timed",
+    "sharegpt",
+    "inference_perf",
 )
 
 
@@ -51,6 +68,8 @@ def detect(source: Source) -> Format:
     for candidate in formats():
         if candidate.sniff(sample):
             return candidate
+    if sample.is_json and sample.value is None and sample.document is None:
+        raise TraceError(f"{source.name}:{sample.line}: not valid JSON: {sample.problem}")
     got = sample.first[:60].decode("utf-8", "replace")
     raise TraceError(
         f"{source.name}:{sample.line}: no known trace format: got {got!r}, expected for example a JSON object with "

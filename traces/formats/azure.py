@@ -8,82 +8,81 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TraceError
 from ..trace import Trace
 from .base import Chunk, Context, Extra, Format, Sample, WriteState
-from .csvfile import as_integers, find, read_tables
+from .csvfile import Column, read_columns
 from .fields import bad
-from .rows import chunk_of
 from .source import Source
 
-COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_COLUMNS = (
+    Column("timestamp", ("TIMESTAMP",), str),
+    Column("input_length", ("ContextTokens",), int),
+    Column("output_length", ("GeneratedTokens",), int),
+)
 DEFAULT_ORIGIN = "2000-01-01T00:00:00"
 """Wall clock of second 0 in files written from a trace that had none."""
 
 _CLOCK = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _EXPECTED = "a date and time such as 2023-11-16 18:15:46.6805900"
+_FROM, _BEFORE = "1700", "2250"
+"""Years that nanoseconds since 1970 can count in 64 bits, as the text starts."""
 
 
 def sniff(sample: Sample) -> bool:
     """A CSV header with the three names."""
-    return {name.lower() for name in COLUMNS} <= set(sample.header)
+    return {column.names[0].lower() for column in _COLUMNS} <= set(sample.header)
 
 
 def read(source: Source, context: Context) -> Iterator[Chunk]:
     """Seconds since the first row; `meta["origin"]` keeps the wall clock of that row."""
-    for table, lines in read_tables(source, context):
-        stamp, n_in, n_out = (find(table, (name,), context) for name in COLUMNS)
-        clock_ns = nanoseconds(table.pop(stamp), lines, stamp, context.name)
-        if context.origin is None:
-            context.origin = int(clock_ns[0])
-            context.meta["origin"] = str(np.datetime64(context.origin, "ns"))
-        seconds = ((clock_ns - context.origin) / 1e9).tolist()
-        columns = {
-            "timestamp": seconds,
-            n_in: as_integers(table.pop(n_in)),
-            n_out: as_integers(table.pop(n_out)),
-        }
-        rows = [dict(zip((*columns, *table), values, strict=True))
-                for values in zip(*columns.values(), *table.values(), strict=True)]  # fmt: skip
-        names = {"input_length": n_in, "output_length": n_out}
-        yield chunk_of(rows, lines, context, names=names, unit_s=1.0, low_s=-np.inf)
+    return read_columns(source, context, _COLUMNS, absolute=True, edit=partial(_since_first, context))
+
+
+def _since_first(
+    context: Context, table: dict[str, Any], lines: list[int]
+) -> tuple[dict[str, Any], list[int]]:
+    name = next(iter(table))
+    since_1970 = nanoseconds([text or "" for text in table[name]], lines, name, context.name)
+    if context.origin is None:
+        context.origin = int(since_1970[0])
+        context.meta["origin"] = str(np.datetime64(context.origin, "ns"))
+    return table | {name: ((since_1970 - context.origin) / 1e9).tolist()}, lines
 
 
 def nanoseconds(texts: list[str], lines: list[int], name: str, source: str) -> NDArray[np.int64]:
     """Wall clocks as nanoseconds since 1970 UTC; without an offset they are taken as UTC."""
-    parts = [_CLOCK.fullmatch(text.strip()) for text in texts]
-    if None in parts:
-        i = parts.index(None)
-        bad(f"{source}:{lines[i]}", name, texts[i], _EXPECTED)
-    whole = [f"{m[1]}T{m[2]}" for m in parts if m]
-    try:
-        seconds = np.array(whole, dtype="datetime64[s]").astype(np.int64)
-    except ValueError:
-        _explain(whole, lines, name, source)
-    fraction = np.array([int((m[3] or "").ljust(9, "0")) for m in parts if m], dtype=np.int64)
-    offset = np.array([_offset_s(m[4]) for m in parts if m], dtype=np.int64)
-    if len(seconds) and not -9e9 < seconds.min() <= seconds.max() < 9e9:
-        i = int(np.argmax(np.abs(seconds)))
-        bad(f"{source}:{lines[i]}", name, texts[i], f"{_EXPECTED} between 1700 and 2250")
-    return (seconds - offset) * 1_000_000_000 + fraction
-
-
-def _explain(whole: list[str], lines: list[int], name: str, source: str) -> None:
-    for text, line in zip(whole, lines, strict=True):
+    plain = [text.strip().removesuffix("+00:00").removesuffix("Z") for text in texts]
+    usual = min(map(len, plain)) >= 19 and min(plain) >= _FROM and max(plain) < _BEFORE
+    if usual and not any("+" in text or "-" in text[10:] for text in plain):
         try:
-            np.datetime64(text, "s")
+            return np.array(plain, dtype="datetime64[ns]").astype(np.int64)
         except ValueError:
-            bad(f"{source}:{line}", name, text, _EXPECTED)
-    raise TraceError(f"{source}:{lines[0]}: {name}: expected {_EXPECTED}")
+            pass
+    one_by_one = [clock_ns(t.strip(), f"{source}:{n}", name) for t, n in zip(texts, lines, strict=True)]
+    return np.array(one_by_one, dtype=np.int64)
 
 
-def _offset_s(text: str | None) -> int:
-    if not text or text == "Z":
+def clock_ns(text: str, where: str, name: str) -> int:
+    """A date and time, with an offset or as UTC, as nanoseconds since 1970. Raises: TraceError where it is none."""
+    match = _CLOCK.fullmatch(text)
+    if match is None or not _FROM <= text < _BEFORE:
+        bad(where, name, text, _EXPECTED)
+    try:
+        seconds = int(np.datetime64(f"{match[1]}T{match[2]}", "s").astype(np.int64))
+    except ValueError:
+        bad(where, name, text, _EXPECTED)
+    fraction_ns = int((match[3] or "").ljust(9, "0"))
+    return (seconds - _offset_s(match[4] or "Z")) * 1_000_000_000 + fraction_ns
+
+
+def _offset_s(text: str) -> int:
+    if text == "Z":
         return 0
     digits = text.replace(":", "")
     return (-1 if text[0] == "-" else 1) * (int(digits[1:3]) * 3600 + int(digits[3:5]) * 60)
@@ -94,7 +93,7 @@ def write(state: WriteState, trace: Trace, _extra: Extra | None) -> bytes:
     origin = np.datetime64(state.meta.get("origin", DEFAULT_ORIGIN), "ns")
     clock = origin + np.round(trace.arrival_s * 1e9).astype("timedelta64[ns]")
     texts = [text[:27].replace("T", " ") for text in np.datetime_as_string(clock, unit="ns").tolist()]
-    lines: list[Any] = [] if state.rows else [",".join(COLUMNS)]
+    lines = [] if state.rows else [",".join(column.names[0] for column in _COLUMNS)]
     lines += [
         f"{at},{n_in},{n_out}"
         for at, n_in, n_out in zip(

@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ..errors import TraceError
+from ..random_streams import stream
 from ..trace import Trace
 from .source import Source
 
@@ -60,6 +61,22 @@ class Context:
     strings: dict[str, str] = field(default_factory=dict)
     session_clock: dict[str, float] = field(default_factory=dict)
     origin: Any = None
+    timeless: bool = False
+    _last_s: float = 0.0
+    _draws: np.random.Generator | None = None
+
+    def draw_arrivals(self, n: int) -> NDArray[np.float64]:
+        """Arrivals in seconds of the next `n` rows of a format without times: Poisson at `request_rate`, or all 0."""
+        self.timeless = True
+        rate = self.options.request_rate
+        if rate is None:
+            self.remark("no arrival times: all requests arrive at 0; --request-rate X draws Poisson arrivals")
+            return np.zeros(n)
+        if self._draws is None:
+            self._draws = stream(self.options.seed, "request-rate")
+        arrival_s = self._last_s + np.cumsum(-np.log1p(-self._draws.random(n)) / rate)
+        self._last_s = float(arrival_s[-1]) if n else self._last_s
+        return np.asarray(arrival_s, dtype=np.float64)
 
     def count(self, what: str, n: int) -> None:
         """Add `n` to the rows of which `what` is true, e.g. 'rows without tokens left out'."""
@@ -75,6 +92,10 @@ class Context:
         return (*self.remarks, *(f"{n} {what}" for what, n in self.counts.items()))
 
 
+_OPEN = (b"{", b"[", b",", b":")
+"""How a line ends that the JSON document continues behind."""
+
+
 class Sample:
     """The beginning of a file, as the formats' sniffers look at it."""
 
@@ -85,6 +106,7 @@ class Sample:
             raise TraceError(f"{source.name}: only blank lines, expected at least one request")
         self.first, self.line = lines[0], numbers[0]
         self.second = lines[1] if len(lines) > 1 else b""
+        self.text = b"\n".join(lines[:50])
 
     @cached_property
     def value(self) -> Any:
@@ -95,6 +117,15 @@ class Sample:
             return None
 
     @property
+    def problem(self) -> str:
+        """Why the first line alone is no JSON."""
+        try:
+            orjson.loads(self.first)
+        except orjson.JSONDecodeError as problem:
+            return f"{problem.msg} (column {problem.colno})"
+        return ""
+
+    @property
     def row(self) -> dict[str, Any]:
         """The first line as a JSON object ({}: it is none)."""
         return self.value if isinstance(self.value, dict) else {}
@@ -102,7 +133,7 @@ class Sample:
     @cached_property
     def header(self) -> tuple[str, ...]:
         """The first line as CSV column names, lower case and stripped (empty: it is JSON)."""
-        if self.value is not None or self.first.lstrip()[:1] in (b"{", b"["):
+        if self.value is not None or self.is_json:
             return ()
         text = self.first.decode("utf-8", "replace").lower()
         return tuple(name.strip().strip('"').strip() for name in text.split(","))
@@ -115,10 +146,16 @@ class Sample:
         """
         if isinstance(self.value, dict | list):
             return self.value
-        starts = self.first.lstrip()[:1]
-        if starts not in (b"{", b"[") or self.second.lstrip()[:1] == starts == b"{":
+        if not self.is_json or (
+            self.second.lstrip().startswith(b"{") and not self.first.rstrip().endswith(_OPEN)
+        ):
             return None
         return self._source.document().value
+
+    @property
+    def is_json(self) -> bool:
+        """Does the file begin like JSON?"""
+        return self.first.lstrip().startswith((b"{", b"["))
 
 
 Reader = Callable[[Source, Context], Iterator[Chunk]]

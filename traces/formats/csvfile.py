@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TraceError, nearest
-from .base import Context
+from .base import Chunk, Context
+from .rows import FIELDS, Columns, chunk_of
 from .source import Source
 
 Table = tuple[dict[str, list[str]], list[int]]
@@ -39,21 +42,63 @@ def read_tables(source: Source, context: Context, header: Sequence[str] | None =
             yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), numbers
 
 
-def find(table: Mapping[str, Any], wanted: Sequence[str], context: Context, *, line: int = 1) -> str:
-    """The header name that is one of `wanted`, whatever its case. Raises: TraceError where there is none."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that has a meaning: the native `field`, the header `names` it may have (any case), how to read it.
+
+    `kind`: int, float or str. Values that are none are passed on as text, for the check of the field to refuse.
+    """
+
+    field: str
+    names: tuple[str, ...]
+    kind: type
+    required: bool = True
+
+
+def read_columns(
+    source: Source,
+    context: Context,
+    columns: Sequence[Column],
+    *,
+    unit_s: float = 1.0,
+    absolute: bool = False,
+    edit: Callable[[dict[str, Any], list[int]], tuple[dict[str, Any], list[int]]] | None = None,
+) -> Iterator[Chunk]:
+    """Chunks of a CSV file; columns that are none of `columns` are unknown keys. Times are in `unit_s` seconds.
+
+    `edit` may change or leave out rows; it gets and returns columns by native field or header name, and lines.
+    `absolute`: times may lie before the first row's.
+    """
+    for text, lines in read_tables(source, context):
+        table: dict[str, Any] = {}
+        names: dict[str, str] = dict.fromkeys(FIELDS, "")
+        for column in columns:
+            header = find(text, column, context)
+            if header is not None:
+                names[column.field] = header
+                table[header] = _CONVERT[column.kind](text.pop(header))
+        table |= text
+        if edit is not None:
+            table, lines = edit(table, lines)
+            names |= {name: name for name in FIELDS if not names[name] and name in table and name not in text}
+        if lines:
+            timeless = not names["timestamp"]
+            low_s = -math.inf if absolute else 0.0
+            yield chunk_of(
+                Columns(table), lines, context, names=names, unit_s=unit_s, low_s=low_s, timeless=timeless
+            )
+
+
+def find(table: Mapping[str, Any], column: Column, context: Context) -> str | None:
+    """The header name of `column` (None: it is optional and absent). Raises: TraceError where it is required."""
     by_lower = {name.lower(): name for name in table}
-    for name in wanted:
+    for name in column.names:
         if name.lower() in by_lower:
             return by_lower[name.lower()]
-    raise TraceError(
-        f"{context.name}:{line}: no column {wanted[0]!r} in the header{nearest(wanted[0], table)}"
-    )
-
-
-def find_or_none(table: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
-    """The header name that is one of `wanted`, whatever its case, or None."""
-    by_lower = {name.lower(): name for name in table}
-    return next((by_lower[name.lower()] for name in wanted if name.lower() in by_lower), None)
+    if column.required:
+        wanted = column.names[0]
+        raise TraceError(f"{context.name}:1: {wanted}: no such column in the header{nearest(wanted, table)}")
+    return None
 
 
 def as_integers(values: Sequence[str]) -> list[Any]:
@@ -79,6 +124,13 @@ def as_numbers(values: Sequence[str]) -> list[Any]:
 def as_texts(values: Sequence[str]) -> list[str | None]:
     """Stripped text, None where blank."""
     return [text.strip() or None for text in values]
+
+
+_CONVERT: dict[type, Callable[[Sequence[str]], list[Any]]] = {
+    int: as_integers,
+    float: as_numbers,
+    str: as_texts,
+}
 
 
 def _integer(text: str) -> Any:

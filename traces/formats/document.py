@@ -22,17 +22,36 @@ class Document:
     value: Any
 
     @classmethod
-    def parse(cls, name: str, text: bytes) -> Document:
-        """Raises: TraceError with the line at which `text` stops being JSON."""
+    def parse(cls, name: str, text: bytes, *, lines: bool = False, one_of_many: str = "") -> Document:
+        """The document `text`; see `Source.document`. Raises: TraceError with the line where it stops being JSON."""
         try:
-            return cls(name, text, orjson.loads(text))
+            value = orjson.loads(text)
         except orjson.JSONDecodeError as problem:
-            raise TraceError(f"{name}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+            rows = _objects(text) if lines or one_of_many else None
+            if rows is None:
+                raise TraceError(f"{name}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+            if one_of_many:
+                raise TraceError(f"{name}:{problem.lineno}: holds {len(rows)} {one_of_many}") from None
+            return cls(name, b"[" + b",\n".join(text.split(b"\n")).rstrip(b",\n") + b"]", rows)
+        return cls(name, text, [value] if lines and isinstance(value, dict) else value)
 
     def where(self, path: tuple[str | int, ...]) -> str:
         """`file:line` of the value at `path`, a sequence of keys and indices; scans the text again."""
         text = self.text.decode("utf-8", "replace")
-        return f"{self.name}:{text.count(chr(10), 0, _position(text, path)) + 1}"
+        try:
+            at = _position(text, path)
+        except (RecursionError, ValueError, IndexError):
+            at = 0  # nested deeper than the scanner goes: the document as a whole is named
+        return f"{self.name}:{text.count(chr(10), 0, at) + 1}"
+
+
+def _objects(text: bytes) -> list[Any] | None:
+    """The objects on the lines of `text` (None: some line is no object)."""
+    try:
+        rows = [orjson.loads(line) for line in text.split(b"\n") if line.strip()]
+    except orjson.JSONDecodeError:
+        return None
+    return rows if all(isinstance(row, dict) for row in rows) else None
 
 
 def _position(text: str, path: tuple[str | int, ...]) -> int:

@@ -95,9 +95,9 @@ def times(
         if not len(column) or (column.min() >= low and column.max() <= MAX_TIME_S):
             return column
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value / per_s < low:
             bad(where(i), name, value, f"a number >= {low:g}")
-        if not low <= value / per_s <= MAX_TIME_S:
+        if not value / per_s <= MAX_TIME_S:
             bad(where(i), name, value, f"a number >= {low:g} and <= {MAX_TIME_S * per_s:g}")
     return np.array(values, dtype=np.float64) / per_s
 

@@ -11,7 +11,7 @@ import orjson
 from ..errors import TraceError
 from .base import Chunk, Context
 from .fields import shown
-from .rows import chunk_of
+from .rows import Rows, chunk_of
 from .source import Block, Source
 
 
@@ -49,7 +49,7 @@ def read_objects(
 ) -> Iterator[Chunk]:
     """Chunks of a file whose lines are requests under the keys `names` (see `rows.chunk_of`)."""
     for rows, numbers in read_lines(source, context):
-        yield chunk_of(rows, numbers, context, names=names, unit_s=unit_s)
+        yield chunk_of(Rows(rows), numbers, context, names=names, unit_s=unit_s)
 
 
 def _explain(lines: list[bytes], numbers: list[int], name: str) -> None:

@@ -44,7 +44,10 @@ def write(state: WriteState, trace: Trace, extra: Extra | None) -> bytes:
 
 def json_lines(rows: list[dict[str, Any]]) -> bytes:
     """One JSON object a line."""
-    return b"".join([orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows])
+    out = bytearray()
+    for row in rows:  # a list of a million separate results makes each of them twenty times as slow
+        out += orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    return bytes(out)
 
 
 def native_rows(trace: Trace, state: WriteState) -> list[dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TraceError, nearest
+from ..errors import TraceError
 from ..trace import Ragged, Trace
 from .base import Chunk, Context
 from .fields import (
@@ -34,8 +36,62 @@ _TEXTS = ("request_id", "session_id", "parent_id", "tenant", "model", "adapter",
 _REQUIRED = ("input_length", "output_length")
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows as dicts: what JSON gives."""
+
+    rows: Sequence[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self) -> set[str]:
+        """Every key that some row has."""
+        return set().union(*self.rows)
+
+    def column(self, key: str) -> list[Any]:
+        """The values under `key`, None where a row lacks it."""
+        return [row.get(key) for row in self.rows]
+
+    def row(self, i: int) -> Mapping[str, Any]:
+        """Row i."""
+        return self.rows[i]
+
+    def without(self, known: Set[str]) -> list[dict[str, Any]]:
+        """The rows without the keys in `known`."""
+        return [{k: v for k, v in row.items() if k not in known} for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows as columns of equal length: what CSV gives."""
+
+    columns: Mapping[str, Sequence[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def keys(self) -> set[str]:
+        """The names of the columns."""
+        return set(self.columns)
+
+    def column(self, key: str) -> Sequence[Any]:
+        """The column `key`, None throughout where there is none."""
+        return self.columns[key] if key in self.columns else [None] * len(self)
+
+    def row(self, i: int) -> Mapping[str, Any]:
+        """Row i."""
+        return {name: values[i] for name, values in self.columns.items()}
+
+    def without(self, known: Set[str]) -> list[dict[str, Any]]:
+        """The rows without the keys in `known`, nor those that are blank."""
+        names = [name for name in self.columns if name not in known]
+        rows = zip(*(self.columns[name] for name in names), strict=True)
+        return [{k: v for k, v in zip(names, row, strict=True) if v not in (None, "")} for row in rows]
+
+
 def chunk_of(
-    rows: Sequence[dict[str, Any]],
+    table: Rows | Columns,
     lines: Sequence[int] | NDArray[np.int64],
     context: Context,
     *,
@@ -43,22 +99,24 @@ def chunk_of(
     unit_s: float = 1e-3,
     where: Where | None = None,
     low_s: float = 0.0,
+    timeless: bool = False,
 ) -> Chunk:
-    """Check `rows` and turn them into columns.
+    """Check the rows of `table` and turn them into columns.
 
     `names` maps a native field to its key in the rows where that differs; a field mapped to "" does not exist in
     this format. Times are in units of `unit_s` seconds. `where` gives `file:line` of row i where that is more than
     the line number. `low_s` is the earliest time in seconds (wall clocks may run behind their first row).
+    `timeless`: the rows have no arrival times; they are drawn, or all 0 (see `Context.draw_arrivals`).
 
     Raises: TraceError naming file, line, field, the value and what was expected.
     """
     keys = {name: name for name in FIELDS} | dict(names or {})
-    place = where or (lambda i: f"{context.name}:{lines[i]}")
-    present = set().union(*rows)
-    take = _Taker(rows, present, keys, place)
-    tokens = [integers(take.required(name), keys[name], place) for name in _REQUIRED]
+    take = _Taker(table, table.keys(), keys, where or (lambda i: f"{context.name}:{lines[i]}"))
+    tokens = [take.tokens(name) for name in _REQUIRED]
     columns = _columns(take, context, unit_s)
-    arrival_s = _arrivals(take, columns, context, unit_s, low_s)
+    arrival_s = (
+        context.draw_arrivals(len(table)) if timeless else _arrivals(take, columns, context, unit_s, low_s)
+    )
     sizes = take.optional("block_size")
     trace = Trace(
         arrival_s,
@@ -66,48 +124,46 @@ def chunk_of(
         tokens[1],
         hash_ids=_ids(take, "hash_ids"),
         output_hash_ids=_ids(take, "output_hash_ids"),
-        block_size=None if sizes is None else _sizes(sizes, keys["block_size"], place),
+        block_size=None if sizes is None else _sizes(sizes, keys["block_size"], take.where),
         columns=columns,
         source=context.name,
     )
     known = set(keys.values())
-    extra = None
-    if context.options.keep_extra and not present <= known:
-        extra = [{k: v for k, v in row.items() if k not in known} for row in rows]
-    return Chunk(trace, np.asarray(lines, dtype=np.int64), extra)
+    unknown = context.options.keep_extra and not take.present <= known
+    return Chunk(trace, np.asarray(lines, dtype=np.int64), table.without(known) if unknown else None)
 
 
+@dataclass(frozen=True, slots=True)
 class _Taker:
-    """Columns of a list of dicts, by native name."""
+    """Columns of a table by native name."""
 
-    def __init__(
-        self, rows: Sequence[dict[str, Any]], present: set[str], keys: Mapping[str, str], where: Where
-    ) -> None:
-        self.rows, self.present, self.keys, self.where = rows, present, keys, where
+    table: Rows | Columns
+    present: Set[str]
+    keys: Mapping[str, str]
+    where: Where
 
-    def required(self, name: str) -> list[Any]:
+    def tokens(self, name: str) -> NDArray[np.int64]:
         key = self.keys[name]
-        try:
-            return [row[key] for row in self.rows]
-        except KeyError:
-            i = next(i for i, row in enumerate(self.rows) if key not in row)
-            raise TraceError(missing(self.where(i), key, self.rows[i], self.keys.values())) from None
+        values = self.table.column(key)
+        if None in values:
+            i = values.index(None)
+            raise TraceError(missing(self.where(i), key, self.table.row(i), self.keys.values()))
+        return integers(values, key, self.where)
 
-    def optional(self, name: str) -> list[Any] | None:
+    def optional(self, name: str) -> Sequence[Any] | None:
         """The column, None for rows without it; None where no row has it."""
         key = self.keys[name]
         if key not in self.present:
             return None
-        values = [row.get(key) for row in self.rows]
+        values = self.table.column(key)
         return values if any(v is not None for v in values) else None
 
 
-def missing(where: str, key: str, row: Mapping[str, Any], known: Any) -> str:
+def missing(where: str, key: str, row: Mapping[str, Any], known: Iterable[str]) -> str:
     """The message for a row without `key`, with an unknown key that was perhaps meant."""
     strangers = set(row) - set(known)
-    hint = nearest(key, strangers) if strangers else ""
-    hint = hint.partition(" (known")[0] if "did you mean" in hint else ""
-    return f"{where}: {key}: got nothing, expected an integer >= 1{hint.replace('did you mean', 'is it')}"
+    near = get_close_matches(key, strangers, n=1)
+    return f"{where}: {key}: got nothing, expected an integer >= 1{f'; there is a key {near[0]!r}' if near else ''}"
 
 
 def _ids(take: _Taker, name: str) -> Ragged | None:
@@ -115,7 +171,7 @@ def _ids(take: _Taker, name: str) -> Ragged | None:
     return None if values is None else id_lists(values, take.keys[name], take.where)
 
 
-def _sizes(values: list[Any], name: str, where: Where) -> NDArray[np.int64]:
+def _sizes(values: Sequence[Any], name: str, where: Where) -> NDArray[np.int64]:
     return np.array([v or 0 for v in optional_integers(values, name, where, 1)], dtype=np.int64)
 
 
@@ -148,7 +204,7 @@ def _arrivals(
     marked as made for closed-loop replay (`meta["closed_loop_rows"]`).
     """
     name = take.keys["timestamp"]
-    stamps = [row.get(name) for row in take.rows]
+    stamps = take.table.column(name)
     sessions = columns.get("session_id")
     if None not in stamps:
         arrival_s = times(stamps, name, take.where, unit_s, low_s)

@@ -50,17 +50,22 @@ class Source:
         self.sha256: str | None = None
         self._line = 1
         self._blocks = self._split()
+        self._head: Block | None = None
         self._pushed: list[Block] = []
         self._document: Document | None = None
 
     def head(self) -> Block:
         """The first block, which `blocks` yields again. Raises: TraceError where the file cannot be read."""
-        if not self._pushed:
-            first = next(self._blocks, None)
-            if first is None:
+        if self._head is None:
+            self._head = next(self._blocks, None)
+            if self._head is None:
                 raise TraceError(f"{self.name}: the file is empty, expected at least one request")
-            self._pushed.append(first)
-        return self._pushed[0]
+            self._pushed = [self._head]
+        return self._head
+
+    def replace_head(self, block: Block) -> None:
+        """Let `block` stand for the first one: for formats with lines of their own before the rows."""
+        self._pushed = [block]
 
     def blocks(self) -> Iterator[Block]:
         """Every block that is left, in order. Raises: TraceError where the file is broken."""
@@ -68,12 +73,17 @@ class Source:
             yield self._pushed.pop(0)
         yield from self._blocks
 
-    def document(self) -> Document:
-        """All that is left as one JSON document, read once. Raises: TraceError where it is not JSON."""
+    def document(self, *, lines: bool = False, one_of_many: str = "") -> Document:
+        """All that is left as one JSON document, read once.
+
+        `lines`: a file of several objects, one a line, counts as the list of them. `one_of_many`: what to say where
+        several objects stand one a line and only one is allowed.
+
+        Raises: TraceError where it is not JSON.
+        """
         if self._document is None:
-            self._document = Document.parse(
-                self.name, b"\n".join(line for b in self.blocks() for line in b.lines)
-            )
+            text = b"\n".join(line for block in self.blocks() for line in block.lines)
+            self._document = Document.parse(self.name, text, lines=lines, one_of_many=one_of_many)
         return self._document
 
     def close(self) -> None:
