@@ -147,6 +147,7 @@ _ROWS: tuple[tuple[str, tuple[str, str], Any, bool | None], ...] = (
     ("completed", ("requests", "completed"), lambda v: f"{v:,}", True),
     ("requests/s", ("throughput", "requests_per_s"), rate_text, True),
     ("goodput/s", ("throughput", "goodput_requests_per_s"), rate_text, True),
+    ("SLO met", ("slo", "met"), lambda v: "yes" if v else "no", None),
     ("output tokens/s", ("throughput", "output_tokens_per_s"), rate_text, True),
     ("TTFT mean", ("ttft_s", "mean"), seconds_text, False),
     ("TTFT p99", ("ttft_s", "p99"), seconds_text, False),
@@ -164,7 +165,7 @@ _ROWS: tuple[tuple[str, tuple[str, str], Any, bool | None], ...] = (
 
 
 def _at(summary: Mapping[str, Any], path: tuple[str, str]) -> Any:
-    return summary[path[0]][path[1]]
+    return summary.get(path[0], {}).get(path[1])
 
 
 def _marked(values: Sequence[Any], text: Any, higher: bool | None) -> list[str]:

@@ -23,13 +23,28 @@ _NAMES = {
     "host_overhead": "host and scheduler",
 }
 
+IDLE_FRAC = 0.5
+"""Above this share of idle GPU time the load, not the hardware, is the limit."""
+
+FULL_FRAC = 0.98
+"""From this peak share of KV blocks in use, with preemptions, the cache counts as full."""
+
+RESERVED_FRAC = 0.8
+"""From this peak share on, an overloaded run whose seats are not all taken is held back by KV room: the next
+sequence did not fit into what is left."""
+
+SEATS_FRAC = 0.95
+"""From this share of `max_num_seqs` running on, the seats count as taken."""
+
+_LARGER_BATCHES = "larger batches"
+
 _TRY = {
     "compute_bound": (
         "fp8 weights (--dtype fp8) where the GPU has fp8 tensor cores",
         "more GPUs: --tp for shorter prompts' TTFT, --replicas for throughput",
     ),
     "weight_bandwidth_bound": (
-        "larger batches: more load per replica costs little until compute or KV reads take over",
+        f"{_LARGER_BATCHES}: more load per replica costs little until compute or KV reads take over",
         "fewer weight bytes: --dtype fp8 or int4, or spread them with --tp",
     ),
     "kv_bandwidth_bound": (
@@ -38,20 +53,14 @@ _TRY = {
     ),
     "comm": ("a smaller --tp with more --replicas", "a GPU with faster links"),
     "latency": (
-        "larger batches (more load per replica) to share each kernel's fixed time",
+        f"{_LARGER_BATCHES} (more load per replica) to share each kernel's fixed time",
         "a smaller --tp: per-GPU kernels are too small to fill the GPU",
     ),
     "host_overhead": (
         "an engine that plans ahead (--engine vllm-v1 overlaps host and GPU)",
-        "larger batches: the host's cost is mostly per step",
+        f"{_LARGER_BATCHES}: the host's cost is mostly per step",
     ),
 }
-
-IDLE_FRAC = 0.5
-"""Above this share of idle GPU time the load, not the hardware, is the limit."""
-
-FULL_FRAC = 0.98
-"""From this peak share of KV blocks in use the cache counts as full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +91,50 @@ def verdict(result: RunResult, summary: Mapping[str, Any]) -> Verdict:
     busy = {key: shares[key] for key in _NAMES}
     top = max(busy, key=lambda key: busy[key])
     busy_total = sum(busy.values())
+    state = _State.of(result, summary)
     busy_frac = busy[top] / busy_total if busy_total else 0.0
-    overloaded = is_overloaded(result)
-    idle = shares["idle"] > IDLE_FRAC and not overloaded
-    full = _kv_is_short(summary)
     return Verdict(
-        bound="idle" if idle else _NAMES[top],
-        frac=shares["idle"] if idle else busy[top],
+        bound="idle" if state.idle else _NAMES[top],
+        frac=shares["idle"] if state.idle else busy[top],
         busy_bound=_NAMES[top],
         busy_frac=busy_frac,
-        overloaded=overloaded,
-        headline=_headline(shares, top, busy_frac, idle=idle, overloaded=overloaded, full=full),
-        because=_facts(summary, overloaded=overloaded, full=full),
-        try_first=_advice(top, idle=idle, overloaded=overloaded, full=full),
+        overloaded=state.overloaded,
+        headline=_headline(
+            state, shares["idle"], f"{_NAMES[top]} bounds {busy_frac:.0%} of the busy GPU time"
+        ),
+        because=_facts(summary, state),
+        try_first=tuple(text for text in _advice(top, state) if not _is_done(text, result.config)),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the queueing side of a run looks like. `seats`: most sequences running at once, per replica."""
+
+    idle: bool
+    overloaded: bool
+    kv_short: bool
+    seats_taken: bool
+    seats: float
+    max_num_seqs: int | None
+
+    @classmethod
+    def of(cls, result: RunResult, summary: Mapping[str, Any]) -> _State:
+        overloaded = is_overloaded(result)
+        limit = result.config.get("max_num_seqs")
+        running = result.totals.series["running"] if len(result.totals.series) else []
+        seats = float(max(running, default=0.0)) / max(1, result.config.get("replicas") or 1)
+        taken = limit is not None and seats >= SEATS_FRAC * limit
+        peak = summary["kv"]["peak_used_frac"] or 0.0
+        preempted = summary["requests"]["preemptions"] > 0
+        short = (peak >= FULL_FRAC and preempted) or (overloaded and not taken and peak >= RESERVED_FRAC)
+        idle = summary["time_frac"]["idle"] > IDLE_FRAC and not overloaded
+        return cls(idle, overloaded, short, taken, seats, limit)
+
+
 def is_overloaded(result: RunResult) -> bool:
-    """True when the waiting queue grew while requests arrived: twice as long in the last quarter of the arrivals as
-    in the second, and longer there than what runs.
+    """True when the waiting queue grew while requests arrived: twice as long in the last quarter of the arrivals
+    as in the second, and longer there than what runs.
 
     A run too short for four bins of its time series is never called overloaded.
     """
@@ -120,36 +154,30 @@ def is_overloaded(result: RunResult) -> bool:
     return bool(late > 2 * early and late > running[quarters[3]].mean() and late >= 1)
 
 
-def _kv_is_short(summary: Mapping[str, Any]) -> bool:
-    peak = summary["kv"]["peak_used_frac"]
-    return peak is not None and peak >= FULL_FRAC and summary["requests"]["preemptions"] > 0
-
-
-def _headline(
-    shares: Mapping[str, float], top: str, busy_frac: float, *, idle: bool, overloaded: bool, full: bool
-) -> str:
-    steps = f"{_NAMES[top]} bounds {busy_frac:.0%} of the busy GPU time"
-    if overloaded:
-        cause = "the KV cache is full" if full else steps
+def _headline(state: _State, idle_frac: float, steps: str) -> str:
+    if state.overloaded:
+        cause = "no KV room for more sequences" if state.kv_short else steps
         return f"Overloaded: requests queue faster than they are served; {cause}."
-    if idle:
-        return f"The GPU idles {shares['idle']:.0%} of the time: the load is small; {steps}."
-    if full:
+    if state.idle:
+        return f"The GPU idles {idle_frac:.0%} of the time: the load is small; {steps}."
+    if state.kv_short:
         return f"The KV cache is full and sequences are preempted; {steps}."
-    return f"{steps[0].upper()}{steps[1:]}; the GPU idles {shares['idle']:.0%} of the time."
+    idle = f"the GPU idles {idle_frac:.0%} of the time" if idle_frac >= 0.005 else "the GPU is never idle"
+    return f"{steps[0].upper()}{steps[1:]}; {idle}."
 
 
-def _facts(summary: Mapping[str, Any], *, overloaded: bool, full: bool) -> tuple[str, ...]:
+def _facts(summary: Mapping[str, Any], state: _State) -> tuple[str, ...]:
     facts = []
     mfu, mbu = summary["mfu_frac"], summary["mbu_frac"]
     if mfu is not None and mbu is not None:
         facts.append(f"while steps run, {mfu:.0%} of peak FLOP/s and {mbu:.0%} of HBM bandwidth are used")
-    if overloaded:
+    if state.overloaded:
         facts.append("the waiting queue was still growing when the last request arrived")
-    if full:
+    if state.kv_short or state.seats_taken:
+        limit = "" if state.max_num_seqs is None else f" of {state.max_num_seqs} seats"
         facts.append(
-            f"KV blocks peak at {summary['kv']['peak_used_frac']:.0%} with "
-            f"{summary['requests']['preemptions']} preemptions"
+            f"at most {state.seats:.0f}{limit} were taken, KV blocks peak at "
+            f"{summary['kv']['peak_used_frac']:.0%}, {summary['requests']['preemptions']} preemptions"
         )
     queue, e2e = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
     if queue is not None and e2e and queue > 0.1 * e2e:
@@ -160,12 +188,27 @@ def _facts(summary: Mapping[str, Any], *, overloaded: bool, full: bool) -> tuple
     return tuple(facts)
 
 
-def _advice(top: str, *, idle: bool, overloaded: bool, full: bool) -> tuple[str, ...]:
+def _is_done(text: str, config: Mapping[str, Any]) -> bool:
+    """True for advice that the run follows already: narrow weights, narrow KV."""
+    narrow = ("fp8", "int8", "int4", "fp4")
+    weights = (config.get("model_spec") or {}).get("weight_dtype")
+    if " --dtype " in text or "(--dtype " in text:
+        return weights in narrow
+    return "fewer KV bytes" in text and str(config.get("kv_cache_dtype", "")).startswith(narrow)
+
+
+def _advice(top: str, state: _State) -> tuple[str, ...]:
+    if state.idle:
+        return ("fewer or cheaper GPUs, or more load per replica; latency is already near its floor",)
     advice: tuple[str, ...] = ()
-    if full:
-        advice += ("more room for KV: --kv-cache-dtype fp8, a larger --tp, or a GPU with more memory",)
-    if idle:
-        return (*advice, "fewer or cheaper GPUs, or more load per replica; latency is already near its floor")
-    if overloaded:
+    if state.kv_short:
+        advice += (
+            "more room for KV: --kv-cache-dtype fp8, a larger --tp, or a GPU with more memory",
+            "a lower --max-model-len, if the policy reserves room for whole sequences (static, orca)",
+        )
+    if state.overloaded and state.seats_taken:
+        advice += ("more seats: a larger --max-num-seqs",)
+    if state.overloaded:
         advice += ("more --replicas, or less load per replica",)
-    return advice + _TRY[top]
+    steps = [text for text in _TRY[top] if not (state.overloaded and text.startswith(_LARGER_BATCHES))]
+    return (*advice, *steps)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from .run_results import NAN, gaps, run_result, totals
 from stepline.sim.report.summary import summary
 from stepline.sim.report.verdict import is_overloaded
 from stepline.sim.report.vllm_bench import vllm_bench
+
+from .run_results import NAN, gaps, run_result, totals
 
 LATENCY = ["mean", "p50", "p90", "p95", "p99", "p99_9", "max"]
 
@@ -92,6 +93,15 @@ def test_the_verdict_names_the_largest_bound_and_what_to_try():
     assert "--kv-cache-dtype fp8" in found["try_first"][0]
 
 
+def test_advice_that_is_followed_already_is_not_given():
+    busy = totals({"gemm": {"weight_bandwidth": 5.0}}, idle_s=1.0)
+    config = {**run_result().config, "model_spec": {"weight_dtype": "fp8"}}
+    assert any("--dtype fp8" in text for text in summary(run_result(totals=busy))["verdict"]["try_first"])
+    assert not any(
+        "--dtype" in t for t in summary(run_result(totals=busy, config=config))["verdict"]["try_first"]
+    )
+
+
 def test_a_small_load_is_called_idle():
     found = summary(run_result())["verdict"]
     assert (found["bound"], found["busy_bound"]) == ("idle", "weight bandwidth")
@@ -105,6 +115,22 @@ def test_a_full_cache_with_preemptions_is_named():
     found = summary(result)["verdict"]
     assert "KV cache is full" in found["headline"]
     assert found["try_first"][0].startswith("more room for KV")
+
+
+def test_an_overload_held_back_by_reserved_kv_says_so():
+    series = pd.DataFrame(
+        {"t_s": np.arange(8.0), "width_s": 1.0, "running": 3.0, "waiting": np.linspace(0, 80, 8)}
+    )
+    result = run_result(
+        [{"arrival_s": float(i)} for i in range(8)],
+        totals=totals(series=series, idle_s=0.0),
+        kv={**run_result().kv, "peak_used_blocks": 87},
+        config={**run_result().config, "max_num_seqs": 256},
+    )
+    found = summary(result)["verdict"]
+    assert "no KV room" in found["headline"]
+    assert any("at most 3 of 256 seats" in fact for fact in found["because"])
+    assert not any("larger batches" in text for text in found["try_first"])
 
 
 @pytest.mark.parametrize(("waiting", "expected"), [(np.linspace(0, 80, 8), True), (np.full(8, 5.0), False)])
