@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from stepline.traces import read_trace, spread_quantum
 from stepline.traces.random_streams import stream
 from stepline.traces.synth.fit import fit_open

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..trace import Trace
 from .arrivals import ARRIVALS
-from .conversations import BlockIds, Draws, Turn, conversations
+from .conversations import BlockIds, Draws, Systems, Turn, conversations
 from .laws import NORMAL, Law, Uniform, law
 from .lengths import LENGTHS
 from .registry import build_fields, fraction, number
@@ -66,7 +66,9 @@ class ClosedUsers:
     def blocks(self, streams: Streams) -> Iterator[Trace]:
         """See `Workload`."""
         arrivals = ARRIVALS.parts["users"](self.users, self.within_s)
-        return conversations(arrivals, _User(self, streams), BlockIds(None, []), streams, 0.0, label="u")
+        return conversations(
+            arrivals, _User(self, streams), BlockIds(None, Systems()), streams, 0.0, label="u"
+        )
 
 
 class _User:
@@ -146,6 +148,8 @@ class Agents:
         if self.max_session_s is not None:
             number("max_session_s", self.max_session_s, low=0, above=True)
         fraction("break_chance", self.break_chance)
+        if not isinstance(self.systems, Systems):
+            object.__setattr__(self, "systems", Systems.parse(self.systems))
         number("block_size", self.block_size, low=1)
         number("warmup_s", self.warmup_s, low=0)
         number("max_input_tokens", self.max_input_tokens, low=1)
@@ -156,7 +160,7 @@ class Agents:
 
     def blocks(self, streams: Streams) -> Iterator[Trace]:
         """See `Workload`."""
-        ids = BlockIds(self.block_size, [int(s["blocks"]) for s in self.systems])
+        ids = BlockIds(self.block_size, self.systems)
         starts = partial(streams, "starts")
         script = _Agent(self, streams)
         return conversations(self.arrivals, script, ids, starts, self.warmup_s, most=self.sessions)
@@ -188,9 +192,7 @@ class _Agent:
         spec = self.spec
         life = _Life(max(1, round(self.draw["turns"]())) - 1, {name: self.own() for name in self.normal})
         tokens = min(max(1, round(self.draw["first_input"]())), spec.max_input_tokens)
-        shares = np.cumsum([s["weight"] for s in spec.systems])
-        system = int(np.searchsorted(shares, self.chance() * shares[-1], side="right")) if spec.systems else 0
-        kept = int(spec.systems[system]["blocks"]) if spec.systems else 0
+        system, kept = spec.systems.pick(self.chance())
         output = max(1, round(self._value("outputs", spec.outputs, life)))
         return Turn(tokens, output, kept_blocks=kept, system=system, script=life)
 
@@ -237,7 +239,7 @@ class _Agent:
     def _value(self, name: str, marginal: Law, life: _Life) -> float:
         share = self.spec.session_frac[name]
         score = sqrt(share) * life.scores[name] + sqrt(1.0 - share) * self.normal[name]()
-        return float(marginal.ppf(np.float64(0.5 * erfc(-score / sqrt(2.0)))))
+        return float(marginal.ppf(np.array([0.5 * erfc(-score / sqrt(2.0))]))[0])
 
 
 def service(spec: Any) -> Service:

@@ -6,6 +6,7 @@ leading blocks; the rest of its ids are fresh, counted from 0 in order of appear
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -14,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..trace import Ragged, Trace
 from .arrivals import Arrivals
 from .laws import Law, seconds
+from .registry import number
 
 Streams = Callable[..., np.random.Generator]
 _ROWS = 2_048  # rows per block
@@ -41,6 +44,34 @@ class Turn:
     system: int = 0
     script: Any = None  # what the script remembers of this conversation
     ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Systems:
+    """System prompts by number: `blocks[i]` whole blocks each, `shares` the cumulated chances of being used."""
+
+    blocks: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, rows: Any) -> Systems:
+        """From a list of {"blocks": n, "weight": w}."""
+        for i, row in enumerate(rows):
+            if set(row) != {"blocks", "weight"}:
+                raise ConfigError(f"systems[{i}]: got {row!r}, expected blocks and weight")
+            number(f"systems[{i}].blocks", row["blocks"], low=0)
+            number(f"systems[{i}].weight", row["weight"], low=0, above=True)
+        sums = np.cumsum([row["weight"] for row in rows], dtype=np.float64)
+        return cls(
+            tuple(int(row["blocks"]) for row in rows), tuple((sums / sums[-1]).tolist()) if rows else ()
+        )
+
+    def pick(self, u: float) -> tuple[int, int]:
+        """Number of the system prompt that the uniform `u` picks, and its blocks."""
+        if not self.blocks:
+            return 0, 0
+        i = min(bisect_right(self.shares, u), len(self.blocks) - 1)
+        return i, self.blocks[i]
 
 
 class Script(Protocol):
@@ -80,11 +111,11 @@ class BlockIds:
     Blocks first used before time 0 (warm-up) get negative numbers, renamed when a live row shows them first.
     """
 
-    def __init__(self, block_size: int | None, system_blocks: list[int]) -> None:
+    def __init__(self, block_size: int | None, systems: Systems) -> None:
         self.block_size = block_size
         self._live, self._warm = count(), count(-1, -1)
         self._names: dict[int, int] = {}
-        self._systems = [[next(self._warm) for _ in range(n)] for n in system_blocks] or [[]]
+        self._systems = [[next(self._warm) for _ in range(n)] for n in systems.blocks] or [[]]
 
     def fill(self, turn: Turn, previous: Turn | None, *, live: bool) -> None:
         """Set `turn.ids`; with `live` they are final."""
@@ -120,7 +151,8 @@ def conversations(
     arrivals are.
 
     Conversations of the `warmup_s` seconds before time 0 run too (their starts are mirrored arrivals of a copy of the
-    process), so that the trace begins in mid-traffic; only rows from time 0 on are given. At most `most` conversations start.
+    process), so that the trace begins in mid-traffic; only rows from time 0 on are given. At most `most`
+    conversations start.
     """
     rows: list[tuple[int, Turn, str]] = []
     for row in _turns(islice(_starts(arrivals, streams, warmup_s), most), script, blocks, label):

@@ -15,13 +15,14 @@ FEW = 200  # fewer values than this give a table of `COARSE` knots: their shape,
 COARSE = (0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1)
 FINE = (0, 0.005, 0.025, 0.05, *(round(0.1 * k, 1) for k in range(1, 10)), 0.95, 0.975, 0.99, 0.998, 1)
 GROWTH_BOUNDS = (20_000, 40_000, 80_000)  # short contexts grow fastest: the agent reads the repository
+LEAST_SESSIONS = 5
 COMPACTION = -2_000  # a prompt that shrinks by more tokens than this was compacted
 
 
 def fit_agents(trace: Trace) -> dict[str, Any]:
     """An `agents` workload for a trace of sessions with think times.
 
-    Raises: ConfigError where the trace has no sessions, no delays, or fewer than ten sessions.
+    Raises: ConfigError where the trace has no sessions, no delays, or fewer than `LEAST_SESSIONS` sessions.
     """
     sessions = _sessions(trace)
     steps = [(a, b) for rows in sessions for a, b in pairwise(rows)]
@@ -79,9 +80,9 @@ def _sessions(trace: Trace) -> list[list[int]]:
         if name is not None:
             found.setdefault(name, []).append(i)
     sessions = [rows for rows in found.values() if len(rows) > 1]
-    if len(sessions) < 10:
+    if len(sessions) < LEAST_SESSIONS:
         raise ConfigError(
-            f"{trace.source}: got {len(sessions)} sessions of two or more turns, expected at least 10"
+            f"{trace.source}: got {len(sessions)} sessions of two or more turns, expected at least {LEAST_SESSIONS}"
         )
     return sessions
 

@@ -40,9 +40,12 @@ class Family:
 
 def family(trace: Trace, system_blocks: int) -> Family:
     """The parent of each row: the latest row that shares its deepest known block beyond the system prompt."""
-    assert trace.hash_ids is not None  # noqa: S101  # callers check
+    assert trace.hash_ids is not None  # callers check
     last: dict[int, int] = {}
-    parent, kept, turn, appends = [], [], [], []
+    parent: list[int] = []
+    kept: list[int] = []
+    turn: list[int] = []
+    appends: list[bool] = []
     sizes = np.zeros(len(trace), dtype=np.int64) if trace.block_size is None else trace.block_size
     for i in range(len(trace)):
         ids = trace.hash_ids.row(i) or ()
@@ -58,7 +61,7 @@ def family(trace: Trace, system_blocks: int) -> Family:
 
 def system_prompt_blocks(trace: Trace) -> int:
     """Leading blocks that at least half of the rows have in common."""
-    assert trace.hash_ids is not None  # noqa: S101  # callers check
+    assert trace.hash_ids is not None  # callers check
     rows = [trace.hash_ids.row(i) or () for i in range(len(trace))]
     depth = 0
     while True:
@@ -119,8 +122,8 @@ def with_lengths_of(
 ) -> dict[str, Any]:
     """`spec` with first prompts moved until all prompts of `span_s` generated seconds are distributed as `inputs`.
 
-    Each round generates traces of `CALIBRATION_ROWS` rows in all and applies the monotone map from their quantiles to those of `inputs` to the
-    table of first prompts.
+    Each round generates traces of `CALIBRATION_ROWS` rows in all and applies the monotone map from their
+    quantiles to those of `inputs` to the table of first prompts.
     """
     traces = int(np.clip(CALIBRATION_ROWS / len(inputs), 2, 30))
     for _ in range(rounds):
@@ -184,7 +187,7 @@ def _branches(trace: Trace, links: Family, rows: Ints) -> dict[str, Any]:
     """Laws of branched prompts; with fewer than 20 of them, a branch keeps half of the prompt at the same length."""
     if len(rows) < 20:
         return {"branch_ratio": 1.0, "branch_kept_frac": 0.5}
-    assert trace.hash_ids is not None  # noqa: S101  # callers check
+    assert trace.hash_ids is not None  # callers check
     up = links.parent[rows]
     blocks = np.diff(trace.hash_ids.offsets)[up]
     return {

@@ -29,7 +29,7 @@ class Modulator(Protocol):
 def _middles(cell_s: float, cells: int) -> Iterator[Array]:
     """Mid-cell times in seconds, block after block."""
     for block in count():
-        yield (block * cells + np.arange(cells) + 0.5) * cell_s
+        yield (block * cells + np.arange(cells, dtype=np.float64) + 0.5) * cell_s
 
 
 @MODULATORS.add("curve")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ class Profile:
     """
 
     name: str
-    workload: Any
     duration_s: float
     source: str
+    workload: Any
     license: str = ""
     notes: str = ""
     version: int = PROFILE_VERSION
@@ -76,6 +76,11 @@ def parse_profile(content: bytes, where: str) -> Profile:
     if not isinstance(spec, dict):
         raise ConfigError(f"{where}: got {type(spec).__name__}, expected an object")
     return build_fields(Profile, spec, where)
+
+
+def profile_spec(profile: Profile) -> dict[str, Any]:
+    """The content of the file that `profile` could be loaded from."""
+    return {f.name: getattr(profile, f.name) for f in fields(profile)}
 
 
 def profile_text(spec: Mapping[str, Any]) -> str:

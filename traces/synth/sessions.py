@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..trace import Trace
 from .arrivals import ARRIVALS
-from .conversations import BlockIds, Draws, Turn, conversations
+from .conversations import BlockIds, Draws, Systems, Turn, conversations
 from .laws import Uniform, law
 from .registry import number
 from .steps import StepChance, StepLaw
@@ -75,6 +74,8 @@ class Sessions:
             number(f"continue_later[{i}]", chance, low=0)
             if chance >= 1:
                 raise ConfigError(f"continue_later[{i}]: got {chance!r}, expected a probability below 1")
+        if not isinstance(self.systems, Systems):
+            object.__setattr__(self, "systems", Systems.parse(self.systems))
         number("block_size", self.block_size, low=1)
         number("warmup_s", self.warmup_s, low=0)
         number("max_input_tokens", self.max_input_tokens, low=1)
@@ -85,7 +86,7 @@ class Sessions:
 
     def blocks(self, streams: Streams) -> Iterator[Trace]:
         """See `Workload`."""
-        ids = BlockIds(self.block_size, [int(s["blocks"]) for s in self.systems])
+        ids = BlockIds(self.block_size, self.systems)
         starts = partial(streams, "starts")
         return conversations(self.arrivals, _Chat(self, streams), ids, starts, self.warmup_s)
 
@@ -98,13 +99,11 @@ class _Chat:
         self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
         self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in _LAWS}
         self.first_u = Draws(Uniform(0.0, 1.0), streams("first_input"))
-        self.shares = np.cumsum([s["weight"] for s in spec.systems]).tolist()
 
     def first(self, time_s: float) -> Turn:
         """A first prompt behind its system prompt."""
-        tokens = self._tokens(float(self.spec.first_input(time_s).ppf(np.float64(self.first_u()))))
-        system = bisect_right(self.shares, self.chance() * self.shares[-1]) if self.shares else 0
-        kept = int(self.spec.systems[system]["blocks"]) if self.shares else 0
+        tokens = self._tokens(float(self.spec.first_input(time_s).ppf(np.array([self.first_u()]))[0]))
+        system, kept = self.spec.systems.pick(self.chance())
         return Turn(tokens, self._output("outputs"), kept_blocks=kept, system=system)
 
     def following(self, turn: Turn) -> tuple[float, Turn] | None:

@@ -86,4 +86,5 @@ def transported(source: Law, made: Any, wanted: Any, points: int = 4_000) -> Arr
     values = source.ppf((np.arange(points) + 0.5) / points)
     at = np.linspace(0.0, 1.0, 2_001)
     have, want = np.quantile(made, at), np.quantile(wanted, at)
-    return np.maximum(values + np.interp(values, have, want - have), 1.0)
+    moved: Array = np.maximum(values + np.interp(values, have, want - have), 1.0)
+    return moved
