@@ -33,18 +33,20 @@ def _charts(comparison: Comparison) -> str:
     import altair as alt
 
     frame = comparison.frame()
-    frame = frame[frame["metric"].isin(_METRICS) & frame["value"].notna()]
+    frame = frame[frame["metric"].isin(_METRICS) & (frame["value"] > 0)]  # a logarithm has no place for 0
     values = frame.assign(value_ms=frame["value"] * 1000)[["run", "metric", "stat", "value_ms"]]
     bars = (
         alt.Chart(values, width=150, height=alt.Step(16))
-        .mark_bar()
+        .mark_circle(size=90, opacity=1)
         .encode(
-            x=alt.X("value_ms:Q", title="ms"),
+            x=alt.X("value_ms:Q", title="ms", scale=alt.Scale(type="log", nice=True)),
             y=alt.Y("run:N", title=None, sort=list(comparison.results)),
             color=alt.Color("run:N", legend=None),
             tooltip=["run", "metric", "stat", alt.Tooltip("value_ms:Q", format=",.4~g")],
         )
-        .facet(row=alt.Row("metric:N", title=None), column=alt.Column("stat:N", title=None))
+        .facet(
+            row=alt.Row("metric:N", title=None, sort=list(_METRICS)), column=alt.Column("stat:N", title=None)
+        )
         .resolve_scale(x="independent")
     )
     return str(bars.to_html(inline=True, fullhtml=False))

@@ -122,7 +122,7 @@ class _State:
     def of(cls, result: RunResult, summary: Mapping[str, Any]) -> _State:
         overloaded = is_overloaded(result)
         limit = result.config.get("max_num_seqs")
-        running = result.totals.series["running"] if len(result.totals.series) else []
+        running: list[float] = list(result.totals.series.get("running", ()))
         seats = float(max(running, default=0.0)) / max(1, result.config.get("replicas") or 1)
         taken = limit is not None and seats >= SEATS_FRAC * limit
         peak = summary["kv"]["peak_used_frac"] or 0.0
