@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 
 import numpy as np
-from stepline.traces.errors import ConfigError
+from stepline.traces.errors import ConfigError, InvariantError
 
 from . import attention_costs, operators
 from .attention_costs import DecodeAttention, PrefillAttention
@@ -66,6 +66,10 @@ class RooflineCostModel:
         self.moe_skew = moe_skew
         self.history_rule = chunk_history or engine.chunk_history
         self.notes: list[str] = list(calibration.notes)
+        if calibration.gpu != gpu.name and not calibration.notes:
+            self.notes.append(
+                f"calibration {calibration.id} is of another GPU than {gpu.name}: efficiencies carried over"
+            )
         self._check()
         parts = [
             *self._linear_parts(),
@@ -79,6 +83,7 @@ class RooflineCostModel:
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._overlap = engine.host_overlaps_gpu
+        self._lines: dict[int, list[tuple[float, float, float]]] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -128,6 +133,37 @@ class RooflineCostModel:
         if delta < 0:
             n = min(n, int((gpu_s - host) // -delta) + 1)
         return Progression(gpu_s, delta, n)
+
+    def decode_line(self, n_decode: int, context_tokens: int) -> tuple[float, float, float]:
+        """A pure-decode step of a model with one attention window as a line in Σ context: (fixed, slope, limit).
+
+        The step lasts fixed + slope · context seconds while context <= limit; host time that hides GPU time is in it.
+        """
+        lines = self._lines.get(n_decode)
+        if lines is None:
+            lines = self._lines[n_decode] = self._decode_lines(n_decode)
+        for line in lines:
+            if context_tokens <= line[2]:
+                return line
+        raise InvariantError(f"no line for {n_decode} decodes over {context_tokens} tokens")
+
+    def _decode_lines(self, n: int) -> list[tuple[float, float, float]]:
+        for table in (self._tokens, self._rows):
+            if n >= len(table.seconds):
+                table.grow(n)
+        gpu_s = self._tokens.seconds[n] + self._rows.seconds[n]
+        host_s = self._host_s + self._host_per_seq_s * n
+        ends, bases, slopes = self._decode[0].segments(n)
+        lines: list[tuple[float, float, float]] = []
+        start = 0.0
+        for base, slope, end in zip(bases, slopes, [*ends, math.inf], strict=True):
+            fixed = gpu_s + base
+            if not self._overlap:
+                lines.append((fixed + host_s, slope, end))
+            else:
+                lines += _above(host_s, fixed, slope, start, end)
+            start = end
+        return lines
 
     def _gpu_s(self, work: StepWork) -> float:
         if work.n_decode >= len(self._tokens.seconds) or work.logits_rows >= len(self._rows.seconds):
@@ -298,6 +334,21 @@ class RooflineCostModel:
 
     def _check_range(self, columns: Mapping[str, Array]) -> None:
         """Note, once each, work outside the range of the data behind the constants."""
+
+
+def _above(
+    least: float, fixed: float, slope: float, start: float, end: float
+) -> list[tuple[float, float, float]]:
+    """The pieces of max(least, fixed + slope · x) for x in start..end, each (fixed, slope, end)."""
+    line, flat = (fixed, slope, end), (least, 0.0, end)
+    at_start = fixed + slope * start
+    at_end = at_start if slope == 0.0 else fixed + slope * end
+    if min(at_start, at_end) >= least:
+        return [line]
+    if max(at_start, at_end) <= least:
+        return [flat]
+    cross = (least - fixed) / slope
+    return [(least, 0.0, cross), line] if slope > 0 else [(fixed, slope, cross), flat]
 
 
 def context_column(window: int) -> str:

@@ -114,6 +114,7 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
+        self.line = getattr(cost_model, "decode_line", None) if windows == (None,) else None
         self.contexts: tuple[int, ...] = self.no_context
         self.growth: tuple[int, ...] = self.no_context
         self.start_s = self.end_s = 0.0
@@ -223,12 +224,15 @@ class Replica:
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
-        if not self.waiting and not self.prefilling and self.decode.n and not self.plan.ask_every_step:
+        if self.decode.n and not self.waiting and not self.prefilling and not self.plan.ask_every_step:
             limit = self._leap_limit(DECODE_ALL)
             if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
                 self._start_decodes(DECODE_ALL, limit)
                 return True
         plan = self.policy.plan(self.view)
+        if plan.chunks and not plan.preempt:
+            self._start_mixed(plan)
+            return True
         if self._is_empty(plan):
             self._release_leaving()
             self._absorb(self.now_s)
@@ -282,30 +286,46 @@ class Replica:
 
     def _leap_limit(self, plan: Plan) -> int:
         """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
-        decode = self.decode
-        if plan.ask_every_step or plan.preempt or (self.leaving and self.waiting) or self._heard(plan):
+        decode, kv = self.decode, self.kv
+        if (
+            plan.ask_every_step
+            or plan.preempt
+            or (self.leaving and self.waiting)
+            or (self.inbox and self._heard(plan))
+        ):
             limit = 1
         else:
             limit = decode.steps_to_change()
-        return decode.steps_within(self.kv.available - self.spare_blocks, limit)
+        free = kv.free + kv.evictable - self.spare_blocks
+        if decode.n_growing * (limit // kv.block_size + 1) <= free:
+            return limit
+        return decode.steps_within(free, limit)
 
     def _heard(self, plan: Plan) -> bool:
         """Whether something that the next plan must see is in the inbox."""
-        return bool(self.inbox) and (not plan.deaf or any([seq.aborted for _, seq in self.inbox]))
+        return not plan.deaf or any([seq.aborted for _, seq in self.inbox])
 
     def _start_decodes(self, plan: Plan, limit: int) -> None:
         decode = self.decode
         self.plan = plan
         self.mixed = False
         self.n_decode = n = decode.n
+        if self.line is not None:
+            context = decode.offsets + n * (decode.counter + 1)
+            self.contexts = (context,)
+            fixed, slope, most = self.line(n, context)
+            if context + n * (limit - 1) > most:
+                limit = int((most - context) // n) + 1
+            self._take_time(fixed + slope * context, slope * n, limit)
+            return
         self.contexts = contexts = decode.context_tokens()
-        self.growth = growth = decode.growth()
         work = StepWork(0, 0, 0, 0, n, contexts, n)
         if limit > 1:
-            first, delta, steps = self.cost.leap(work, growth, limit)
+            self.growth = growth = decode.growth()
+            first, delta, limit = self.cost.leap(work, growth, limit)
         else:
-            first, delta, steps = self.cost.step_s(work), 0.0, 1
-        self._take_time(first, delta, steps)
+            first, delta = self.cost.step_s(work), 0.0
+        self._take_time(first, delta, limit)
 
     def _take_time(self, first_s: float, delta_s: float, n_steps: int) -> None:
         """The step or leap begins now and lasts so long."""
@@ -424,7 +444,7 @@ class Replica:
         self.step_log.leap(
             (
                 self.index, self.start_s, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
-                kv.usable - kv.free - kv.evictable, *self.contexts, *self.growth,
+                kv.usable - kv.free - kv.evictable, *self.contexts, *self.growth[1:],
             )
         )  # fmt: skip
         decode.advance(n_steps, self.now_s)

@@ -39,7 +39,7 @@ class StepLog:
 
     def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]]) -> None:
         contexts = ("context_tokens", *[f"context_tokens_{i}" for i in range(1, n_windows)])
-        growth = tuple([f"context_growth_{i}" for i in range(n_windows)])
+        growth = tuple([f"context_growth_{i}" for i in range(1, n_windows)])
         self.decode_names = DECODE_ROW + contexts + growth
         self.mixed_names = MIXED_ROW + contexts
         self.decodes: list[float] = []  # flat: extending a list costs a tenth of extending an array
@@ -91,6 +91,7 @@ def _derive(columns: dict[str, NDArray[Any]]) -> None:
     n, live = columns["n_steps"], columns.pop("live")
     columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
     columns["n_running"] = columns["n_decode"] + columns["prefill_seqs"]
+    columns["context_growth_0"] = columns["n_decode"]
     columns["gap_weight"] = np.maximum(live, 0)
     columns["emitted_tokens"] = np.abs(live) * n + columns["logits_rows"] - columns["n_decode"]
 
