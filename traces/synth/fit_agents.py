@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..trace import Trace
+from ..trace import Ragged, Trace
 from .tables import quantile_table, tidy
 
 FEW = 200  # fewer values than this give a table of `COARSE` knots: their shape, not the values themselves
@@ -16,6 +16,7 @@ COARSE = (0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1)
 FINE = (0, 0.005, 0.025, 0.05, *(round(0.1 * k, 1) for k in range(1, 10)), 0.95, 0.975, 0.99, 0.998, 1)
 GROWTH_BOUNDS = (20_000, 40_000, 80_000)  # short contexts grow fastest: the agent reads the repository
 LEAST_SESSIONS = 5
+LEAST_BREAKS = 10  # fewer breaks give no table of what is kept: all is lost then
 COMPACTION = -2_000  # a prompt that shrinks by more tokens than this was compacted
 
 
@@ -115,19 +116,28 @@ def _own_share(last: Any, values: Any, sessions: list[list[int]]) -> float:
 
 
 def _breaks(trace: Trace, last: Any, following: Any, cut: Any) -> dict[str, Any]:
-    """Chance that a prompt does not keep all whole blocks of the last one, and how many it keeps then."""
+    """Chance that a prompt's known prefix is shorter than the whole blocks of the last prompt, and how long it is then.
+
+    Known is what any earlier row held: a session that returns to an older branch of itself loses nothing.
+    """
     if trace.hash_ids is None or trace.block_size is None:
         return {}
     size = int(trace.block_size.max())
-    pairs = zip(last.tolist(), following.tolist(), strict=True)
-    kept = np.array([_shared(trace.hash_ids.row(a) or (), trace.hash_ids.row(b) or ()) for a, b in pairs])
-    broken = kept < trace.input_tokens[last] // size
-    table = {"break_kept_blocks": smooth(kept[broken])} if broken.sum() >= 10 else {}
+    known = _known_blocks(trace.hash_ids)[following]
+    broken = known < trace.input_tokens[last] // size
+    table = {"break_kept_blocks": smooth(known[broken])} if broken.sum() >= LEAST_BREAKS else {}
     return {"break_chance": round(float(np.mean(broken & ~cut)), 4), **table, "block_size": size}
 
 
-def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _known_blocks(hash_ids: Ragged) -> Any:
+    """Leading blocks of each row that an earlier row held."""
+    seen: set[int] = set()
+    known = []
+    for i in range(len(hash_ids)):
+        ids = hash_ids.row(i) or ()
+        known.append(next((k for k, block in enumerate(ids) if block not in seen), len(ids)))
+        seen.update(ids)
+    return np.array(known)
 
 
 def _compactions(context: Any, cut: Any) -> Any:

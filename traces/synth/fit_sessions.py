@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..random_streams import stream
-from ..trace import Trace
+from ..trace import Ragged, Trace
 from .fit_arrivals import fit_arrivals
 from .laws import law
 from .tables import equal_mass_edges, quantile_table, tidy, transported
@@ -38,9 +38,8 @@ class Family:
     appends: NDArray[np.bool_]
 
 
-def family(trace: Trace, system_blocks: int) -> Family:
+def family(trace: Trace, hash_ids: Ragged, system_blocks: int) -> Family:
     """The parent of each row: the latest row that shares its deepest known block beyond the system prompt."""
-    assert trace.hash_ids is not None  # callers check
     last: dict[int, int] = {}
     parent: list[int] = []
     kept: list[int] = []
@@ -48,7 +47,7 @@ def family(trace: Trace, system_blocks: int) -> Family:
     appends: list[bool] = []
     sizes = np.zeros(len(trace), dtype=np.int64) if trace.block_size is None else trace.block_size
     for i in range(len(trace)):
-        ids = trace.hash_ids.row(i) or ()
+        ids = hash_ids.row(i) or ()
         shared = next((k for k, block in enumerate(ids) if block not in last), len(ids))
         found = last[ids[shared - 1]] if shared > system_blocks else -1
         parent.append(found)
@@ -59,10 +58,9 @@ def family(trace: Trace, system_blocks: int) -> Family:
     return Family(np.array(parent), np.array(kept), np.array(turn), np.array(appends))
 
 
-def system_prompt_blocks(trace: Trace) -> int:
+def system_prompt_blocks(hash_ids: Ragged) -> int:
     """Leading blocks that at least half of the rows have in common."""
-    assert trace.hash_ids is not None  # callers check
-    rows = [trace.hash_ids.row(i) or () for i in range(len(trace))]
+    rows = [hash_ids.row(i) or () for i in range(len(hash_ids))]
     depth = 0
     while True:
         seen = Counter(row[depth] for row in rows if len(row) > depth)
@@ -81,8 +79,8 @@ def fit_sessions(trace: Trace, *, window_s: float = 300.0) -> dict[str, Any]:
     """
     if trace.hash_ids is None or trace.block_size is None:
         raise ConfigError(f"{trace.source}: got no hash_ids, expected them for a workload of sessions")
-    systems = system_prompt_blocks(trace)
-    links = family(trace, systems)
+    systems = system_prompt_blocks(trace.hash_ids)
+    links = family(trace, trace.hash_ids, systems)
     child = np.flatnonzero(links.parent >= 0)
     if len(child) < 50:
         raise ConfigError(f"{trace.source}: got {len(child)} rows that reuse blocks, expected at least 50")
@@ -108,7 +106,7 @@ def fit_sessions(trace: Trace, *, window_s: float = 300.0) -> dict[str, Any]:
         "gap_s": weighted_table(gaps, weight),
         "append": chances(inputs[parent], links.appends[child].astype(float), np.ones(len(child))),
         "append_delta": quantile_table(_deltas(trace, links, appended), 0.01),
-        **_branches(trace, links, branched),
+        **_branches(trace, trace.hash_ids, links, branched),
         "block_size": int(trace.block_size.max()),
         "systems": [{"blocks": systems, "weight": 1}] if systems else [],
         "max_input_tokens": int(inputs.max()),
@@ -183,13 +181,12 @@ def _deltas(trace: Trace, links: Family, rows: Ints) -> Any:
     return trace.input_tokens[rows] - trace.input_tokens[up] - trace.output_tokens[up]
 
 
-def _branches(trace: Trace, links: Family, rows: Ints) -> dict[str, Any]:
+def _branches(trace: Trace, hash_ids: Ragged, links: Family, rows: Ints) -> dict[str, Any]:
     """Laws of branched prompts; with fewer than 20 of them, a branch keeps half of the prompt at the same length."""
     if len(rows) < 20:
         return {"branch_ratio": 1.0, "branch_kept_frac": 0.5}
-    assert trace.hash_ids is not None  # callers check
     up = links.parent[rows]
-    blocks = np.diff(trace.hash_ids.offsets)[up]
+    blocks = np.diff(hash_ids.offsets)[up]
     return {
         "branch_ratio": quantile_table(
             trace.input_tokens[rows] / trace.input_tokens[up], 0.02, whole=False, digits=4

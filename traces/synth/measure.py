@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..trace import Trace
 
 
 def ks_distance(a: Any, b: Any) -> float:
@@ -54,3 +59,39 @@ def index_of_dispersion(arrival_s: Any, window_s: float, span_s: float | None = 
     if len(counts) < 2 or counts.sum() == 0:
         return float("nan")
     return float(counts.var() / counts.mean())
+
+
+def lru_hit_rates(
+    trace: Trace, capacities_blocks: Sequence[int], *, measured_frac: float = 0.5
+) -> list[float]:
+    """Share of prompt tokens found in a cache of so many blocks, replayed without time: rows in order, least recently
+    used block out, over the last `measured_frac` of the rows (the earlier ones warm it).
+
+    A hit is a prefix: leading known blocks, whole ones. Within a row the
+    first block is the most recent, so that a prefix goes last.
+    Raises: ConfigError where the trace has no ids.
+    """
+    if trace.hash_ids is None or trace.block_size is None:
+        raise ConfigError(f"{trace.source}: got no hash_ids, expected them for a hit rate")
+    rows = [trace.hash_ids.row(i) or () for i in range(len(trace))]
+    tokens, sizes = trace.input_tokens.tolist(), trace.block_size.tolist()
+    first = len(rows) - int(len(rows) * measured_frac)
+    return [_lru_hit_rate(rows, tokens, sizes, first, capacity) for capacity in capacities_blocks]
+
+
+def _lru_hit_rate(
+    rows: list[tuple[int, ...]], tokens: list[int], sizes: list[int], first: int, capacity: int
+) -> float:
+    cache: OrderedDict[int, None] = OrderedDict()
+    hit = total = 0
+    for i, ids in enumerate(rows):
+        known = next((k for k, block in enumerate(ids) if block not in cache), len(ids))
+        if i >= first:
+            hit += min(known, tokens[i] // sizes[i]) * sizes[i]
+            total += tokens[i]
+        for block in reversed(ids):
+            cache[block] = None
+            cache.move_to_end(block)
+        while len(cache) > capacity:
+            cache.popitem(last=False)
+    return hit / total if total else 0.0
