@@ -14,7 +14,7 @@ from .base import Chunk, Context, Format, Sample
 from .fields import bad
 from .jsonl import read_lines
 from .prompts import BLOCK_TOKENS, Prompts, text_of
-from .records import Found, first, start_sessions
+from .records import Found, first, listed, start_sessions
 from .rows import Rows, chunk_of
 from .source import Source
 
@@ -58,7 +58,7 @@ def _payloads(source: Source, context: Context, prompts: Prompts) -> Iterator[Ch
 def _inputs(source: Source, context: Context, prompts: Prompts) -> Iterator[Chunk]:
     """`inputs.json`: sessions of payloads, without times."""
     found, document = Found(), source.document()
-    for i, item in enumerate(document.value["data"]):
+    for i, item in enumerate(listed(document, "data")):
         payloads = first(item, "payloads", "payload")
         for turn, payload in enumerate(payloads if isinstance(payloads, list) else [payloads]):
             row = _asked(payload, {}, prompts, document.where(("data", i)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from .base import Chunk, Context, Format, Sample
 from .fields import bad
-from .records import Found, clock_s, first, measured, to_ms
+from .records import Found, clock_s, first, listed, measured, to_ms
 from .source import Source
 
 _INPUT = ("prompt_tokens", "input_metrics.total_tokens", "input_metrics.text_tokens")
@@ -34,7 +34,7 @@ def sniff(sample: Sample) -> bool:
 def read(source: Source, context: Context) -> Iterator[Chunk]:
     """Wall-clock seconds, counted from the first request of all benchmarks; failed requests are counted."""
     found, document = Found(), source.document()
-    for b, benchmark in enumerate(document.value["benchmarks"]):
+    for b, benchmark in enumerate(listed(document, "benchmarks")):
         requests = first(benchmark, "requests")
         done = first(requests, "successful")
         if not isinstance(done, list):

@@ -8,6 +8,7 @@ from typing import Any
 
 from .azure import clock_ns
 from .base import Chunk, Context
+from .document import Document
 from .fields import MAX_TIME_S, bad
 from .rows import Rows, chunk_of
 from .source import Source
@@ -37,6 +38,14 @@ def first(record: Any, *paths: str) -> Any:
         if value is not None:
             return value
     return None
+
+
+def listed(document: Document, key: str) -> list[Any]:
+    """The list under the top-level `key` of a document. Raises: TraceError where it is none."""
+    value = first(document.value, key)
+    if not isinstance(value, list):
+        bad(document.where((key,)), key, value, "a list")
+    return value
 
 
 def clock_s(value: Any, where: str, name: str) -> float | None:

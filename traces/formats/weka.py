@@ -11,7 +11,7 @@ from typing import Any
 from .base import Chunk, Context, Format, Sample
 from .fields import bad
 from .jsonl import read_objects
-from .records import Found, first
+from .records import Found, first, listed
 from .source import Source
 
 BLOCK_TOKENS = 64
@@ -36,11 +36,8 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
 
 def _session(source: Source, context: Context) -> Iterator[Chunk]:
     document, found = source.document(), Found()
-    requests = first(document.value, "requests")
-    if not isinstance(requests, list):
-        bad(f"{context.name}:1", "requests", requests, "a list of requests")
     session, size = first(document.value, "id"), first(document.value, "block_size")
-    for i, request in enumerate(requests):
+    for i, request in enumerate(listed(document, "requests")):
         if not isinstance(request, dict):
             bad(document.where(("requests", i)), "requests", request, "an object with t, in, out")
         found.add(_row(request, i, session, size), "requests", i)
