@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from .timers import Timer
 
 PHASES = ("prefill", "decode")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`calibrate measure` with the arguments after the verb; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="calibrate measure")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,6 @@ pose.
 
 from __future__ import annotations
 
-from .cli import add_arguments, run
+from .cli import add_arguments, main, run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "main", "run"]

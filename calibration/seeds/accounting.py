@@ -117,19 +117,24 @@ def step_shape(phase: Phase, batch: int, context: int) -> StepShape:
 
 
 def account(
-    model: ModelSpec, shape: StepShape, tp: int = 1, kv_dtype: str = "bf16", layers: int | None = None
+    model: ModelSpec,
+    shape: StepShape,
+    tp: int = 1,
+    kv_dtype: str = "bf16",
+    layers: int | None = None,
+    *,
+    fused: bool = False,
 ) -> list[KernelAccount]:
-    """Every kernel of a step in the order of execution; `layers=1` accounts for one layer instead of all of
-    them.
+    """Every kernel of a step in the order of execution; `layers=1` accounts for one layer instead of all of them.
 
     Kernels of layers that only some layers have (routed experts beside dense layers) are averaged over layers
     when `layers` is given. Final norm, LM head and sampling run once, on one row a sequence (the last of a
-    prompt).
+    prompt). `fused`: norms take the residual sums along, as engines do; the texts count them apart.
     """
     part = 1.0 if layers is None else layers / model.n_layers
     count = model.n_layers if layers is None else layers
     found = {x.name: _linear(model, x, shape, part) for x in linears(model, tp)}
-    small = _elementwise(model, shape, tp, count)
+    small = _elementwise(model, shape, tp, count, fused)
     attention = _attention(model, shape, tp, kv_dtype, part)
     before, after, head = _in_order(found)
     routed = [_experts(model, shape, tp, part)] if model.moe is not None else []
@@ -139,8 +144,9 @@ def account(
     down = [x for x in after if x.name.endswith("down")]
     up = [x for x in after if x not in down]
     half = len(inner) // 2  # Gemma has norms after its blocks as well as before them
-    body = [inner[0], *before, *rope, attention, found["attention_out"], *inner[1:half], small["residual_1"]]
-    layer = [*body, inner[half], *up, *act, *down, *routed, *inner[half + 1 :], small["residual_2"]]
+    body = [inner[0], *before, *rope, attention, found["attention_out"], *inner[1:half]]
+    sums = [small[name] for name in small if name.startswith("residual")]
+    layer = [*body, *sums[:1], inner[half], *up, *act, *down, *routed, *inner[half + 1 :], *sums[1:]]
     return [*layer, _final_norm(model, shape), head, _sampling(model, shape)]
 
 
@@ -262,24 +268,23 @@ def _sampling(model: ModelSpec, shape: StepShape) -> KernelAccount:
     return KernelAccount("sampling", 1, SOFTMAX_FLOPS * logits, 0.0, 0.0, bytes_per_element("fp32") * logits)
 
 
-def _elementwise(model: ModelSpec, shape: StepShape, tp: int, count: int) -> dict[str, KernelAccount]:
-    """Unfused kernels, as the texts count them: an engine that fuses norms with residual adds moves a fifth
-    less.
-    """
-    moved = elementwise_bytes(model, shape.tokens, tp, fused=False)
+def _elementwise(
+    model: ModelSpec, shape: StepShape, tp: int, count: int, fused: bool
+) -> dict[str, KernelAccount]:
+    moved = elementwise_bytes(model, shape.tokens, tp, fused)
     accounts = {}
     for name, one in moved.items():
-        per_element, copies = _per_element(name, model)
+        per_element, copies = _per_element(name, model, fused)
         elements = one / ACTIVATION_BYTES / copies
         accounts[name] = KernelAccount(name, count, count * per_element * elements, 0.0, 0.0, count * one)
     return accounts
 
 
-def _per_element(name: str, model: ModelSpec) -> tuple[int, int]:
+def _per_element(name: str, model: ModelSpec, fused: bool) -> tuple[int, int]:
     """FLOPs an element of an elementwise kernel, and how often an element is moved."""
     kind = name.partition("_")[0]
     return {
-        "norm": (NORM_FLOPS, 2),
+        "norm": (NORM_FLOPS + 1, 4) if fused else (NORM_FLOPS, 2),
         "residual": (1, 3),
         "rope": (ROPE_FLOPS, 2),
         "act": (ACT_FLOPS, 3 if model.gated_ffn else 2),

@@ -14,9 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from stepline.traces.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`calibrate seeds` with the arguments after the verb; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="calibrate seeds")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
