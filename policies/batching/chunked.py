@@ -22,20 +22,24 @@ class ChunkedPolicy(BatchBase):
 
     def plan(self, view: Any) -> Plan:
         """The next step."""
-        chunks = self._continue_prompts(view, set())
-        gone: set[Sequence] = set()
-        if view.decode_blocks or chunks:
+        budget = view.max_num_batched_tokens - view.n_decoding
+        free = view.free_blocks - view.decode_blocks
+        chunks: Chunks = []
+        if view.prefilling or free < 0:
+            chunks = self._continue_prompts(view, set())
             gone = self._room(view, chunks)
-        if gone:
-            chunks = self._continue_prompts(view, gone)
-            return Plan(chunks, preempt=in_preemption_order(view, gone))
-        deaf = self._admit(view, chunks)
+            if gone:
+                return Plan(self._continue_prompts(view, gone), preempt=in_preemption_order(view, gone))
+            budget -= sum([c for _, c in chunks])
+            free -= sum([view.blocks_needed(s, c) for s, c in chunks])
+        deaf = self._admit(view, chunks, budget, free)
         return Plan(chunks, deaf=deaf)
 
     def _room(self, view: Any, chunks: Chunks) -> set[Sequence]:
         def needed(gone: set[Sequence]) -> int:
-            decodes = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
-            return decodes + sum([view.blocks_needed(s, c) for s, c in chunks if s not in gone])
+            decodes: int = view.decode_blocks - sum([view.decodes(s) and view.opens_block(s) for s in gone])
+            prompts: int = sum([view.blocks_needed(s, c) for s, c in chunks if s not in gone])
+            return decodes + prompts
 
         return make_room(view, needed) if needed(set()) > view.free_blocks else set()
 
@@ -51,18 +55,17 @@ class ChunkedPolicy(BatchBase):
                 budget -= tokens
         return chunks
 
-    def _admit(self, view: Any, chunks: Chunks) -> bool:
+    def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
         """Append chunks of waiting prompts; True if a later arrival could not be admitted either."""
-        if not view.n_waiting:
-            return False
-        budget = view.max_num_batched_tokens - view.n_decoding - sum([c for _, c in chunks])
         seats = view.max_num_seqs - view.n_running
-        free = view.free_blocks - view.decode_blocks - sum([view.blocks_needed(s, c) for s, c in chunks])
         cap = view.long_prefill_token_threshold or budget
         for seq in view.waiting:
-            if not seats or budget <= 0:
+            if seats <= 0 or budget <= 0:
                 return True
-            tokens = min(seq.prompt_tokens - view.cached_tokens(seq), budget, cap)
+            tokens = seq.prompt_tokens
+            if seq.hash_ids is not None:
+                tokens -= view.cached_tokens(seq)
+            tokens = min(tokens, budget, cap)
             need = view.blocks_needed(seq, tokens)
             if need > free:
                 return True

@@ -18,6 +18,7 @@ from .token_costs import CollectivePart, CountTable, ElementwisePart, LinearPart
 from .work import Progression, StepCost, StepWork
 
 IDEAL = EngineProfile(name="ideal")
+CHUNKS_REMEMBERED = 1 << 16
 HISTORY_RULES = ("work", "split-kv")
 
 
@@ -83,6 +84,7 @@ class RooflineCostModel:
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._overlap = engine.host_overlaps_gpu
+        self._chunk_s: dict[tuple[int, int, int, int], float] = {}
         self._lines: dict[int, list[tuple[float, float, float]]] = {}
 
     @property
@@ -105,12 +107,22 @@ class RooflineCostModel:
             for attention, context in zip(self._decode, context_tokens, strict=True):
                 total += attention.seconds(n_decode, context)
         if prefill_tokens:
-            for chunk in self._prefill:
-                total += chunk.seconds(prefill_tokens, prefill_seqs, pairs, kv_tokens)
+            chunks = work[:4]
+            attention_s = self._chunk_s.get(chunks)
+            if attention_s is None:
+                attention_s = self._chunk_attention_s(chunks)
+            total += attention_s
         host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
         if self._overlap:
             return host if host > total else total
         return total + host
+
+    def _chunk_attention_s(self, chunks: tuple[int, int, int, int]) -> float:
+        """Attention seconds of the chunks of a step, remembered: prompts of a trace repeat their lengths."""
+        if len(self._chunk_s) >= CHUNKS_REMEMBERED:
+            self._chunk_s.clear()
+        seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
+        return seconds
 
     def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
         """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""

@@ -86,13 +86,17 @@ class StepAccounting:
             self.bins.add(columns["start_s"][rows], lasted, amounts)
 
     def _bin_steps(self, columns: Columns, n_steps: Floats) -> None:
-        decode_bin = np.ceil(np.log2(np.maximum(columns["n_decode"], 0.5))).astype(int)
-        prefill_bin = np.ceil(np.log2(np.maximum(columns["prefill_tokens"], 0.5))).astype(int)
-        frame = pd.DataFrame({"d": decode_bin, "p": prefill_bin, "n": n_steps, "s": columns["duration_s"]})
-        for (d, p), group in frame.groupby(["d", "p"])[["n", "s"]].sum().iterrows():
-            cell = self.histogram.setdefault((int(d), int(p)), [0.0, 0.0])
-            cell[0] += float(group["n"])
-            cell[1] += float(group["s"])
+        """Add to the histogram over powers of two of decodes and of prompt tokens."""
+        decode_bin = np.ceil(np.log2(np.maximum(columns["n_decode"], 0.5))).astype(np.int64)
+        prefill_bin = np.ceil(np.log2(np.maximum(columns["prefill_tokens"], 0.5))).astype(np.int64)
+        cells, where = np.unique(decode_bin * 1000 + prefill_bin, return_inverse=True)
+        steps = np.bincount(where, n_steps)
+        seconds = np.bincount(where, columns["duration_s"])
+        for code, n, s in zip(cells.tolist(), steps.tolist(), seconds.tolist(), strict=True):
+            decode, prefill = divmod(code + 1, 1000)  # bins begin at -1
+            cell = self.histogram.setdefault((decode, prefill - 1), [0.0, 0.0])
+            cell[0] += n
+            cell[1] += s
 
 
 def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: float) -> StepTotals:

@@ -15,6 +15,7 @@ from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 import simpy
+from simpy.events import EventPriority
 from stepline.traces.errors import InvariantError, PolicyError
 
 from ..cost.work import StepWork
@@ -42,11 +43,13 @@ class Limits:
     long_prefill_token_threshold: int = 0
 
 
+AFTER_ALL = EventPriority(2)
+"""Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
 
 
-class StepEnd(simpy.Event):  # type: ignore[misc]  # simpy is untyped
+class StepEnd(simpy.Event):
     """End of a step: like a Timeout, but after everything else that happens at the same instant."""
 
     def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Any], None]) -> None:
@@ -56,7 +59,7 @@ class StepEnd(simpy.Event):  # type: ignore[misc]  # simpy is untyped
         self.callbacks = [callback]
         self._value = None
         self._ok = True
-        env.schedule(self, 2, delay_s)
+        env.schedule(self, AFTER_ALL, delay_s)
 
 
 class Replica:
@@ -97,14 +100,14 @@ class Replica:
         self.step_log = step_log
         self.gap_log = gap_log
         self.on_done = on_done
-        self.decode = DecodeSet(kv.block_size, windows)
+        self.decode: DecodeSet = DecodeSet(kv.block_size, windows)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
         self.leaving: list[tuple[Sequence, int]] = []
         self.inbox: deque[tuple[float, Sequence]] = deque()
         self.grows = policy.reservation != "contiguous"
-        self.paged = policy.reservation == "paged"
+        self.paged: bool = policy.reservation == "paged"
         self.pads = policy.pads
         self.spare_blocks = policy.spare_blocks
         self.now_s = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,5 +55,7 @@ class RequestLog:
         """All rows so far, in order of completion."""
         self._flush()
         table = np.concatenate(self.blocks)
-        columns = {name: table[:, NAMES.index(name)].astype(kind) for name, kind in REQUEST_COLUMNS.items()}
+        columns: dict[str, NDArray[Any]] = {
+            name: table[:, NAMES.index(name)].astype(kind) for name, kind in REQUEST_COLUMNS.items()
+        }
         return pd.DataFrame(columns)

@@ -40,16 +40,20 @@ class SeriesBins:
 
     def _fit(self, end_s: float) -> None:
         while end_s >= self.width_s * MAX_BINS:
-            self.width_s *= 2
-            for name, old in self.sums.items():
-                self.sums[name] = np.concatenate([old[0::2] + old[1::2], np.zeros(MAX_BINS // 2)])
+            self._double()
+
+    def _double(self) -> None:
+        self.width_s *= 2
+        for name, old in self.sums.items():
+            self.sums[name] = np.concatenate([old[0::2] + old[1::2], np.zeros(MAX_BINS // 2)])
 
     def merged(self, other: SeriesBins) -> SeriesBins:
         """The sums of both."""
         out = SeriesBins(self.names)
         width = max(self.width_s, other.width_s)
         for part in (self, other):
-            part._fit(width / part.width_s * part.width_s * MAX_BINS * 0.75 if part.width_s < width else 0.0)
+            while part.width_s < width:
+                part._double()
         out.width_s = width
         out.sums = {name: self.sums[name] + other.sums[name] for name in self.names}
         return out
@@ -61,7 +65,7 @@ class SeriesBins:
         width = np.full(n, self.width_s)
         if end_s > t[-1]:
             width[-1] = min(self.width_s, end_s - t[-1])
-        data: dict[str, Floats] = {"t_s": t, "width_s": width}
+        data: dict[str, Floats] = {"t_s": t.astype(np.float64), "width_s": width}
         for name, total in self.sums.items():
             data[name] = total[:n] / width if name in averaged else total[:n].copy()
         return pd.DataFrame(data)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from .sequence import DECODING
+from .sequence import DECODING, WAITING
 
 if TYPE_CHECKING:
     from .contracts import PreemptionPolicy
+    from .decode_set import DecodeSet
     from .replica import Replica
     from .sequence import Sequence
 
@@ -17,14 +18,15 @@ class ReplicaView:
     """See `contracts.View` for the meaning of each name; routers see it too."""
 
     __slots__ = (
-        "_decode", "_kv", "_replica", "block_size", "long_prefill_token_threshold", "max_model_len",
+        "_decode", "_kv", "_plain", "_replica", "block_size", "long_prefill_token_threshold", "max_model_len",
         "max_num_batched_tokens", "max_num_seqs", "preemption", "prefilling", "running", "total_blocks", "waiting",
     )  # fmt: skip
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._decode = replica.decode
+        self._decode: DecodeSet = replica.decode
         self._kv = replica.kv
+        self._plain = replica.paged
         self.waiting: Collection[Sequence] = replica.waiting
         self.running: Collection[Sequence] = replica.running
         self.prefilling: Collection[Sequence] = replica.prefilling
@@ -97,6 +99,8 @@ class ReplicaView:
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
         """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
+        if self._plain and seq.hash_ids is None and seq.state == WAITING:
+            return -(-tokens // self.block_size)
         return self._replica.blocks_needed(seq, tokens)
 
     def admission_blocks(self, seq: Sequence, tokens: int) -> int:
