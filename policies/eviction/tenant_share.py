@@ -61,7 +61,8 @@ class TenantSharePolicy:
         return segment
 
     def _remove(self, segment: Segment) -> None:
-        noted = self._queues.get(segment.tenant, {}).pop(segment, None)
+        queue = self._queues.get(segment.tenant)
+        noted = None if queue is None else queue.pop(segment, None)
         if noted is not None:
             self._add(segment.tenant, -noted)
 

@@ -263,7 +263,7 @@ class KVCache:
                 return  # nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
             parent = seq.held_segments[-1] if seq.held_segments else None
             segment = seq.own_segment = self.index[key] = Segment(key, 0, start, seq, parent)
-            seq.held_segments.append(segment)
+            seq.held_segments.append(segment)  # type: ignore[union-attr]  # admitted with ids: a list
             self._inserted(segment)
         grown = end - start - segment.blocks
         if grown > 0:
