@@ -50,7 +50,7 @@ class Reuse:
         self._last_seen_s = IdTable(np.nan)
         self._gaps_s = TimeTally()
         self._blocks = self._distinct = 0
-        self._input_tokens = self._hit_tokens = 0
+        self._input_tokens = self._hit_tokens = self._repeated_tokens = 0
         self._sizes: set[int] = set()
 
     def add(self, trace: Trace) -> None:
@@ -72,12 +72,20 @@ class Reuse:
         self._gaps_s.add(at_s[seen] - before_s[seen])
         self._blocks += len(ids)
         self._distinct += int((~seen).sum())
-        self._hit_tokens += int(
-            _hit_tokens(seen, counts[rows], trace.block_size[rows], trace.input_tokens[rows])
+        leading, sizes, tokens = (
+            _leading(seen, counts[rows]),
+            trace.block_size[rows],
+            trace.input_tokens[rows],
         )
+        self._hit_tokens += int((np.minimum(leading, tokens // sizes) * sizes).sum())
+        self._repeated_tokens += int(np.minimum(leading * sizes, tokens).sum())
 
     def figures(self) -> dict[str, Any] | None:
-        """Block counts, the ideal hit share of all input tokens and the time to reuse (None: no row had ids)."""
+        """Block counts, shares of all input tokens, the time to reuse (None: no row had ids).
+
+        `ideal_hit_token_frac`: in whole leading blocks that came before, which is what an engine's cache can hit.
+        `repeated_token_frac`: in any leading blocks that came before, a last one that is not whole too.
+        """
         if not self.rows:
             return None
         return {
@@ -86,6 +94,7 @@ class Reuse:
             "blocks": self._blocks,
             "distinct_blocks": self._distinct,
             "ideal_hit_token_frac": self._hit_tokens / self._input_tokens,
+            "repeated_token_frac": self._repeated_tokens / self._input_tokens,
             "reuse_gap_s": self._gaps_s.figures(),
         }
 
@@ -104,14 +113,8 @@ def previous(ids: NDArray[np.int64], values: NDArray[np.float64], table: IdTable
     return out
 
 
-def _hit_tokens(
-    seen: NDArray[np.bool_],
-    counts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    input_tokens: NDArray[np.int64],
-) -> int:
-    """Tokens of whole blocks at the start of each prompt that were seen before."""
+def _leading(seen: NDArray[np.bool_], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many blocks at the start of each row were seen before."""
     starts = np.cumsum(counts) - counts
     place = np.arange(len(seen)) - np.repeat(starts, counts)
-    leading = np.minimum.reduceat(np.where(seen, np.repeat(counts, counts), place), starts)
-    return int((np.minimum(leading, input_tokens // sizes) * sizes).sum())
+    return np.minimum.reduceat(np.where(seen, np.repeat(counts, counts), place), starts)

@@ -173,6 +173,8 @@ def _whole_if_unsorted(args: Namespace, use: Callable[[Any], Any], *, keep_extra
     """`use` of the trace as (chunk, unknown keys) pairs: streamed, or whole where changes or disorder ask for it."""
     from stepline.traces.reading import Reading, UnsortedError, iter_chunks
 
+    if args.rate_scale is None and args.rate_scale_mode is not None:
+        raise ConfigError("--rate-scale-mode: expected --rate-scale with it")
     options = _reading(args)
     trace_format, size = options.pop("trace_format"), options.pop("hash_block_size")
     if not _changes(args):
@@ -208,8 +210,6 @@ def _changed(trace: Trace, args: Namespace) -> Trace:
         trace = slice_trace(trace, args.start, args.end, args.rows)
     if args.rate_scale is not None:
         trace = rate_scale(trace, args.rate_scale, args.rate_scale_mode or "sessions", args.seed)
-    elif args.rate_scale_mode is not None:
-        raise ConfigError("--rate-scale-mode: expected --rate-scale with it")
     return trace
 
 

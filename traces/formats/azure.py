@@ -30,6 +30,7 @@ DEFAULT_ORIGIN = "2000-01-01T00:00:00"
 
 _CLOCK = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _EXPECTED = "a date and time such as 2023-11-16 18:15:46.6805900"
+_CLOCK_CHARS = set("0123456789-:. T")
 _FROM, _BEFORE = "1700", "2250"
 """Years that nanoseconds since 1970 can count in 64 bits, as the text starts."""
 
@@ -59,7 +60,7 @@ def nanoseconds(texts: list[str], lines: list[int], name: str, source: str) -> N
     """Wall clocks as nanoseconds since 1970 UTC; without an offset they are taken as UTC."""
     plain = [text.strip().removesuffix("+00:00").removesuffix("Z") for text in texts]
     usual = min(map(len, plain)) >= 19 and min(plain) >= _FROM and max(plain) < _BEFORE
-    if usual and not any("+" in text or "-" in text[10:] for text in plain):
+    if usual and set("".join(plain)) <= _CLOCK_CHARS and not any("-" in text[10:] for text in plain):
         try:
             return np.array(plain, dtype="datetime64[ns]").astype(np.int64)
         except ValueError:
