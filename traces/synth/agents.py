@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError, nearest
 from ..trace import Trace
 from .arrivals import ARRIVALS
 from .conversations import BlockIds, Draws, Systems, Turn, conversations
-from .laws import NORMAL, Law, Uniform, law
+from .laws import NORMAL, Law, Uniform, law, whole_number
 from .lengths import LENGTHS
 from .registry import build_fields, fraction, number
 from .steps import StepChance, StepLaw
@@ -90,6 +91,9 @@ class _User:
         return self.spec.service(turn.output_tokens) + think_s, later
 
 
+_OWN = ("growth", "outputs", "think_s")  # what a session may have its own bent for
+
+
 @WORKLOADS.add("agents")
 @dataclass(frozen=True, slots=True)
 class Agents:
@@ -141,10 +145,14 @@ class Agents:
                 self, "compact_chance", StepChance.parse(self.compact_chance, "compact_chance")
             )
         object.__setattr__(self, "service", service(self.service))
-        shares = {"growth": 0.0, "outputs": 0.0, "think_s": 0.0} | dict(self.session_frac or {})
+        shares = dict.fromkeys(_OWN, 0.0) | dict(self.session_frac or {})
         for name, value in shares.items():
+            if name not in _OWN:
+                raise ConfigError(f"session_frac: unknown key {name!r}{nearest(name, _OWN)}")
             fraction(f"session_frac.{name}", value)
         object.__setattr__(self, "session_frac", shares)
+        if self.sessions is not None:
+            number("sessions", self.sessions, low=1)
         if self.max_session_s is not None:
             number("max_session_s", self.max_session_s, low=0, above=True)
         fraction("break_chance", self.break_chance)
@@ -183,17 +191,17 @@ class _Agent:
         self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
         plain = ("turns", "first_input", "break_kept_blocks", "compact_frac")
         self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in plain}
-        self.normal = {name: Draws(NORMAL, streams(name)) for name in ("growth", "outputs", "think_s")}
+        self.normal = {name: Draws(NORMAL, streams(name)) for name in _OWN}
         self.own = Draws(NORMAL, streams("session"))
         self.pause = None if spec.restart_s is None else Draws(spec.restart_s, streams("restart_s"))
 
     def first(self, time_s: float) -> Turn:
         """The first prompt of a session."""
         spec = self.spec
-        life = _Life(max(1, round(self.draw["turns"]())) - 1, {name: self.own() for name in self.normal})
-        tokens = min(max(1, round(self.draw["first_input"]())), spec.max_input_tokens)
+        life = _Life(whole_number(self.draw["turns"]()) - 1, {name: self.own() for name in self.normal})
+        tokens = min(whole_number(self.draw["first_input"]()), spec.max_input_tokens)
         system, kept = spec.systems.pick(self.chance())
-        output = max(1, round(self._value("outputs", spec.outputs, life)))
+        output = whole_number(self._value("outputs", spec.outputs, life))
         return Turn(tokens, output, kept_blocks=kept, system=system, script=life)
 
     def following(self, turn: Turn) -> tuple[float, Turn] | None:
@@ -209,9 +217,7 @@ class _Agent:
             return self._over(served_s)
         growth = self._value("growth", spec.growth(turn.input_tokens), life)
         tokens, kept = self._grown(turn, growth)
-        later = Turn(
-            tokens, max(1, round(self._value("outputs", spec.outputs, life))), number=turn.number + 1
-        )
+        later = Turn(tokens, whole_number(self._value("outputs", spec.outputs, life)), number=turn.number + 1)
         later.kept_blocks, later.script = min(kept, tokens // spec.block_size), life
         later.delay_s = think_s
         return served_s + think_s, later
@@ -227,14 +233,12 @@ class _Agent:
     def _grown(self, turn: Turn, growth: float) -> tuple[int, int]:
         """Length and kept blocks of the prompt after `turn`."""
         spec = self.spec
-        tokens, kept = max(1, round(turn.input_tokens + growth)), turn.input_tokens // spec.block_size
+        tokens, kept = whole_number(turn.input_tokens + growth), turn.input_tokens // spec.block_size
         broken, compact = self.chance() < spec.break_chance, self.chance()
         if tokens > spec.max_input_tokens or compact < spec.compact_chance(turn.input_tokens):
-            tokens = min(
-                max(1, round(turn.input_tokens * self.draw["compact_frac"]())), spec.max_input_tokens
-            )
+            tokens = min(whole_number(turn.input_tokens * self.draw["compact_frac"]()), spec.max_input_tokens)
             broken = True
-        return tokens, min(kept, round(self.draw["break_kept_blocks"]())) if broken else kept
+        return tokens, min(kept, whole_number(self.draw["break_kept_blocks"](), low=0)) if broken else kept
 
     def _value(self, name: str, marginal: Law, life: _Life) -> float:
         share = self.spec.session_frac[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, floor, log, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -343,8 +343,13 @@ def midpoint_mean(any_law: Law, points: int = 100_000) -> float:
 
 
 def whole(values: Array, low: int = 1) -> NDArray[np.int64]:
-    """Lengths: the nearest integers, at least `low` (int64)."""
-    return np.maximum(np.rint(values), low).astype(np.int64)
+    """Lengths: the nearest integers (halves up), at least `low` (int64)."""
+    return np.maximum(np.floor(values + 0.5), low).astype(np.int64)
+
+
+def whole_number(value: float, low: int = 1) -> int:
+    """One length: the nearest integer (halves up), at least `low`."""
+    return max(floor(value + 0.5), low)
 
 
 def seconds(times_us: Any) -> Any:

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..trace import Trace
 from .arrivals import ARRIVALS
 from .conversations import BlockIds, Draws, Systems, Turn, conversations
-from .laws import Uniform, law
+from .laws import Uniform, law, whole_number
 from .registry import number
 from .steps import StepChance, StepLaw
 from .workloads import WORKLOADS
@@ -130,7 +130,7 @@ class _Chat:
         return float(later[min(turn.number - 1, len(later) - 1)]) if later else 0.0
 
     def _tokens(self, value: float) -> int:
-        return int(min(max(1, round(value)), self.spec.max_input_tokens))
+        return min(whole_number(value), self.spec.max_input_tokens)
 
     def _output(self, name: str) -> int:
-        return max(1, round(self.draw[name]()))
+        return whole_number(self.draw[name]())
