@@ -153,6 +153,7 @@ class _Run:
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
         log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
+        log.usable_blocks[index] = kv.usable
         return Replica(
             self.env,
             index,

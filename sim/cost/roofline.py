@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 
 import numpy as np
-from stepline.traces.errors import ConfigError, InvariantError
+from stepline.traces.errors import ConfigError
 
 from . import attention_costs, operators
 from .attention_costs import DecodeAttention, PrefillAttention
@@ -85,7 +85,7 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._overlap = engine.host_overlaps_gpu
         self._chunk_s: dict[tuple[int, int, int, int], float] = {}
-        self._lines: dict[int, list[tuple[float, float, float]]] = {}
+        self._lines: dict[int, tuple[list[float], list[tuple[float, float, float]]]] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
+        prefill_tokens, prefill_seqs, _, _, n_decode, context_tokens, rows = work
         try:
             total = self._tokens.seconds[prefill_tokens + n_decode] + self._rows.seconds[rows]
         except IndexError:
@@ -151,13 +151,11 @@ class RooflineCostModel:
 
         The step lasts fixed + slope · context seconds while context <= limit; host time that hides GPU time is in it.
         """
-        lines = self._lines.get(n_decode)
-        if lines is None:
-            lines = self._lines[n_decode] = self._decode_lines(n_decode)
-        for line in lines:
-            if context_tokens <= line[2]:
-                return line
-        raise InvariantError(f"no line for {n_decode} decodes over {context_tokens} tokens")
+        found = self._lines.get(n_decode)
+        if found is None:
+            lines = self._decode_lines(n_decode)
+            found = self._lines[n_decode] = ([end for _, _, end in lines], lines)
+        return found[1][bisect_left(found[0], context_tokens)]
 
     def _decode_lines(self, n: int) -> list[tuple[float, float, float]]:
         for table in (self._tokens, self._rows):

@@ -103,18 +103,19 @@ class DecodeSet:
         counter = self.counter
         seq.state = DECODING
         seq.decode_offset = offset = kv_tokens - counter
-        seq.finish_step = counter + steps_left
-        heappush(self.heap, (counter + steps_left, seq.index, seq.epoch, seq))
+        seq.finish_step = finish_step = counter + steps_left
+        heappush(self.heap, (finish_step, seq.index, seq.epoch, seq))
         self.offsets += offset
-        for total in self.capped:
-            total.add(seq, counter)
+        if self.capped:
+            for total in self.capped:
+                total.add(seq, counter)
         if grows:
             self.borders[-offset % self.block_size] += 1
             self.n_growing += 1
-        if self.n_live == 0:
+        if not self.n_live:
             self.emit_s = seq.last_token_s
             self.late.clear()
-            if self.n == 0:
+            if not self.n:
                 self.since = counter
         elif seq.last_token_s != self.emit_s:
             self.late.append((seq.last_token_s, 1))
@@ -131,8 +132,9 @@ class DecodeSet:
         if pad:
             return kv_tokens
         self.offsets -= offset
-        for total in self.capped:
-            total.remove(seq, self.counter)
+        if self.capped:
+            for total in self.capped:
+                total.remove(seq, self.counter)
         if grows:
             self.borders[-offset % self.block_size] -= 1
             self.n_growing -= 1
@@ -189,28 +191,27 @@ class DecodeSet:
     def steps_to_change(self) -> int:
         """Steps until the first completion or the first context that reaches its window; the set is not empty."""
         heap = self.heap
-        while heap[0][3].epoch != heap[0][2]:
+        finish_step, _, epoch, seq = heap[0]
+        while seq.epoch != epoch:
             heappop(heap)
-        steps = heap[0][0] - self.counter
-        for total in self.capped:
-            bend = total.steps_to_bend(self.counter)
-            if bend is not None and bend < steps:
-                steps = bend
+            finish_step, _, epoch, seq = heap[0]
+        steps = finish_step - self.counter
+        if self.capped:
+            bends = [bend for total in self.capped if (bend := total.steps_to_bend(self.counter)) is not None]
+            return min([steps, *bends])
         return steps
 
     # -- time -------------------------------------------------------------------------------------------------------
 
-    def advance(self, n_steps: int, end_s: float) -> None:
-        """Take `n_steps` steps, the last of which ends (and emits) at `end_s`."""
-        self.counter += n_steps
+    def advance(self, n_steps: int, end_s: float) -> bool:
+        """Take `n_steps` steps, the last of which ends (and emits) at `end_s`; True if somebody may have finished."""
+        self.counter = counter = self.counter + n_steps
         self.emit_s = end_s
-        for total in self.capped:
-            total.settle(self.counter)
-
-    @property
-    def has_finished(self) -> bool:
-        """Whether somebody may have emitted the last token (stale entries count)."""
-        return bool(self.heap) and self.heap[0][0] <= self.counter
+        if self.capped:
+            for total in self.capped:
+                total.settle(counter)
+        heap = self.heap
+        return not heap or heap[0][0] <= counter
 
     def pop_finished(self, *, grows: bool = True, pad: bool = False) -> list[tuple[Sequence, int]]:
         """Let go those that have just emitted their last token, with their KV tokens, in order of arrival."""

@@ -160,7 +160,7 @@ class Replica:
             self.idle = False
             self.now_s = self.env.now
             if self._begin():
-                self._run()
+                self._wait()
 
     # -- what policies ask ------------------------------------------------------------------------------------------
 
@@ -197,33 +197,36 @@ class Replica:
 
     def _on_step_end(self, event: simpy.Event) -> None:
         if event is self.event:  # else a leap that was cut short
-            self.now_s = self.env.now
-            self._end()
-            if self._begin():
-                self._run()
+            self._run()
+
+    def _wait(self) -> None:
+        """Wait on the clock for the end of the step in progress, unless it comes before anything else happens."""
+        if self.end_s < self.env.peek():
+            self._run()
+        else:
+            self.event = StepEnd(self.env, self.end_s - self.env.now, self._on_step_end)
 
     def _run(self) -> None:
-        """Take steps until one outlasts the next event of the simulation; wait for that one's end on the clock."""
+        """End the step in progress and take more, until one outlasts the next event of the simulation."""
         env = self.env
-        while (end := self.end_s) < env.peek():
-            self.now_s = end
-            self._end()
+        while True:
+            self.now_s = self.end_s
+            if self.mixed:
+                self._end_mixed()
+            else:
+                self._end_decodes()
+            if self.inbox:
+                self._absorb(self._seen_s() if self.depth else self.now_s)
             if not self._begin():
                 return
-        self.event = StepEnd(env, end - env.now, self._on_step_end)
+            if self.end_s >= env.peek():
+                break
+        self.event = StepEnd(env, self.end_s - env.now, self._on_step_end)
 
-    def _end(self) -> None:
-        """The step in progress ends now: book it, then learn what the next plan may see."""
-        if self.mixed:
-            self._end_mixed()
-        else:
-            self._end_decodes()
-        if self.inbox:
-            if self.depth:
-                n = self.n_steps - 1  # the last step began after n of them
-                self._absorb(self.start_s + n * self.first_s + self.delta_s * (n * (n - 1) // 2))
-            else:
-                self._absorb(self.now_s)
+    def _seen_s(self) -> float:
+        """What the plan now due may know, at pipeline depth 1: when the last step began."""
+        n = self.n_steps - 1
+        return self.start_s + n * self.first_s + self.delta_s * (n * (n - 1) // 2)
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
@@ -290,19 +293,14 @@ class Replica:
     def _leap_limit(self, plan: Plan) -> int:
         """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
         decode, kv = self.decode, self.kv
-        if (
-            plan.ask_every_step
-            or plan.preempt
-            or (self.leaving and self.waiting)
-            or (self.inbox and self._heard(plan))
-        ):
+        if (self.inbox and self._heard(plan)) or (self.waiting and (self.leaving or plan.preempt or plan.ask_every_step)):
             limit = 1
         else:
-            limit = decode.steps_to_change()
+            limit = 1 if plan.ask_every_step else decode.steps_to_change()
         free = kv.free + kv.evictable - self.spare_blocks
-        if decode.n_growing * (limit // kv.block_size + 1) <= free:
-            return limit
-        return decode.steps_within(free, limit)
+        if decode.n_growing * (limit // kv.block_size + 1) > free:
+            return decode.steps_within(free, limit)
+        return limit
 
     def _heard(self, plan: Plan) -> bool:
         """Whether something that the next plan must see is in the inbox."""
@@ -319,57 +317,65 @@ class Replica:
             fixed, slope, most = self.line(n, context)
             if context + n * (limit - 1) > most:
                 limit = int((most - context) // n) + 1
-            self._take_time(fixed + slope * context, slope * n, limit)
-            return
-        self.contexts = contexts = decode.context_tokens()
-        work = StepWork(0, 0, 0, 0, n, contexts, n)
-        if limit > 1:
-            self.growth = growth = decode.growth()
-            first, delta, limit = self.cost.leap(work, growth, limit)
+            first, delta = fixed + slope * context, slope * n
         else:
-            first, delta = self.cost.step_s(work), 0.0
-        self._take_time(first, delta, limit)
+            first, delta, limit = self._leap(limit)
+        self.first_s, self.delta_s, self.n_steps = first, delta, limit
+        self._set_end(limit * first + delta * (limit * (limit - 1) // 2))
 
-    def _take_time(self, first_s: float, delta_s: float, n_steps: int) -> None:
+    def _leap(self, limit: int) -> tuple[float, float, int]:
+        """The next steps' durations from a cost model without lines."""
+        decode = self.decode
+        self.contexts = contexts = decode.context_tokens()
+        self.growth = growth = decode.growth()
+        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
+        return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
+
+    def _set_end(self, lasts_s: float) -> None:
         """The step or leap begins now and lasts so long."""
-        lasts = n_steps * first_s + delta_s * (n_steps * (n_steps - 1) // 2)
-        if not 0.0 < lasts < inf:
-            raise InvariantError(f"replica {self.index}, step {self.steps}: {n_steps} steps of {lasts} s")
-        self.first_s, self.delta_s, self.n_steps = first_s, delta_s, n_steps
-        self.start_s = self.now_s
-        self.end_s = self.now_s + lasts
+        start = self.now_s
+        self.start_s = start
+        self.end_s = end = start + lasts_s
+        if not start < end < inf:
+            raise InvariantError(
+                f"replica {self.index}, step {self.steps}: {self.n_steps} steps of {lasts_s} s"
+            )
         if self.leaving:
             self._release_leaving()
 
     def _start_mixed(self, plan: Plan) -> None:
-        decode, pads = self.decode, self.pads
+        decode = self.decode
         n = decode.n if plan.decode else 0
-        if n:
-            need = decode.blocks_in(1)
+        if n and (need := decode.borders[decode.counter % decode.block_size]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
-            if need:
-                self.kv.take(need)
-        chunks = [(seq, taken) for seq, tokens in plan.chunks if (taken := self._start_chunk(seq, tokens))]
-        plan.chunks = chunks
-        widest = max([c for _, c in chunks]) if pads and chunks else 0
+            self.kv.take(need)
+        chunks: list[tuple[Sequence, int]] = []
         total = pairs = kv_tokens = 0
         rows = n
-        for seq, c in chunks:
-            done = seq.computed_tokens
-            rows += done + c == seq.prompt_tokens
-            size = widest or c
-            total += size
-            pairs += size * done + size * (size + 1) // 2
-            kv_tokens += done + size
+        for seq, tokens in plan.chunks:
+            c = self._start_chunk(seq, tokens)
+            if c:
+                chunks.append((seq, c))
+                end = seq.computed_tokens + c
+                total += c
+                pairs += c * (2 * end - c + 1)
+                kv_tokens += end
+                if end == seq.prompt_tokens:
+                    rows += 1
+        if self.pads:
+            total, pairs, kv_tokens = _padded(chunks)
         if total + n > self.limits.max_num_batched_tokens:
             self._check_budget(chunks, n)
+        plan.chunks = chunks
         self.plan = plan
         self.mixed = True
         self.n_decode = n
         contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = StepWork(total, len(chunks), pairs, kv_tokens, n, contexts, rows)
-        self._take_time(self.cost.step_s(work), 0.0, 1)
+        self.work = work = StepWork(total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows)
+        self.first_s = first = self.cost.step_s(work)
+        self.delta_s, self.n_steps = 0.0, 1
+        self._set_end(first)
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
         """Raise unless the real tokens (padding is the policy's own loss) are within the budget, or a prompt is alone."""
@@ -436,22 +442,22 @@ class Replica:
     # -- end of a step ----------------------------------------------------------------------------------------------
 
     def _end_decodes(self) -> None:
-        decode, kv, n_steps, n = self.decode, self.kv, self.n_steps, self.n_decode
+        decode, kv, n_steps, start = self.decode, self.kv, self.n_steps, self.start_s
         live = decode.n_live
-        if decode.late or decode.emit_s != self.start_s:
+        if decode.emit_s != start or decode.late:
             live = self._log_gaps()
         opened = decode.blocks_in(n_steps)
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.step_log.leap(
-            (
-                self.index, self.start_s, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
-                kv.usable - kv.free - kv.evictable, *self.contexts, *self.growth[1:],
-            )
+        row = (
+            self.index, start, n_steps, self.first_s, self.delta_s, self.n_decode, live, len(self.waiting),
+            kv.free + kv.evictable, self.contexts[0],
         )  # fmt: skip
-        decode.advance(n_steps, self.now_s)
-        if decode.has_finished:
+        if self.line is None and len(self.contexts) > 1:
+            row = (*row, *self.contexts[1:], *self.growth[1:])
+        self.step_log.leap(row)
+        if decode.advance(n_steps, self.now_s):
             self._finish()
 
     def _end_mixed(self) -> None:
@@ -459,20 +465,18 @@ class Replica:
         live = 0
         if work.n_decode:
             live = decode.n_live
-            if decode.late or decode.emit_s != self.start_s:
+            if decode.emit_s != self.start_s or decode.late:
                 live = self._log_gaps()
         self.steps += 1
         self.step_log.step(
             (
                 self.index, self.start_s, 1, self.first_s, 0.0, work.n_decode, live, len(self.waiting),
-                kv.usable - kv.free - kv.evictable, work.prefill_tokens, work.prefill_seqs, work.attention_pairs,
+                kv.free + kv.evictable, work.prefill_tokens, work.prefill_seqs, work.attention_pairs,
                 work.prefill_kv_tokens, work.logits_rows, *work.context_tokens,
             )
         )  # fmt: skip
-        if work.n_decode:
-            decode.advance(1, self.now_s)
-            if decode.has_finished:
-                self._finish()
+        if work.n_decode and decode.advance(1, self.now_s):
+            self._finish()
         for seq, tokens in self.plan.chunks:
             seq.computed_tokens += tokens
             if seq.computed_tokens == seq.prompt_tokens:
@@ -596,23 +600,29 @@ class Replica:
     def _cut_leap(self) -> None:
         """End the leap at the border of the step in progress (depth 1: one step later, it is planned already)."""
         first, delta = self.first_s, self.delta_s
-        n = _steps_by(first, delta, self.n_steps, self.env.now - self.start_s) + self.depth
+        n = _steps_by(first, delta, self.env.now - self.start_s) + self.depth
         if n < self.n_steps:
             self.n_steps = n
             self.end_s = self.start_s + n * first + delta * (n * (n - 1) // 2)
-            self._run()
+            self._wait()
 
 
-def _steps_by(first_s: float, delta_s: float, limit: int, elapsed_s: float) -> int:
-    """The least n in 1..limit such that n steps of a progression last at least `elapsed_s` (else limit)."""
+def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
+    """The least n >= 1 such that n steps of a progression last at least `elapsed_s`."""
     if delta_s > 0.0:
         b = first_s - delta_s / 2
-        n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s)
+        n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s) + 1
     else:
-        n = int(elapsed_s / first_s)
-    n = 1 if n < 1 else min(n, limit)
+        n = int(elapsed_s / first_s) + 1
     while n > 1 and (n - 1) * first_s + delta_s * ((n - 1) * (n - 2) // 2) >= elapsed_s:
         n -= 1
-    while n < limit and n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
+    while n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
         n += 1
     return n
+
+
+def _padded(chunks: list[tuple[Sequence, int]]) -> tuple[int, int, int]:
+    """Tokens, twice the pairs and keys of whole prompts padded to the longest of the step."""
+    widest = max([c for _, c in chunks], default=0)
+    ends = [seq.computed_tokens + widest for seq, _ in chunks]
+    return widest * len(chunks), sum([widest * (2 * end - widest + 1) for end in ends]), sum(ends)

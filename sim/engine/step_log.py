@@ -22,7 +22,7 @@ DECODE_ROW = (
     "n_decode",
     "live",
     "n_waiting",
-    "kv_used_blocks",
+    "kv_free_blocks",
 )
 MIXED_ROW = (
     *DECODE_ROW, "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows",
@@ -45,6 +45,7 @@ class StepLog:
         self.decodes: list[float] = []  # flat: extending a list costs a tenth of extending an array
         self.mixed: list[float] = []
         self.sinks = sinks
+        self.usable_blocks: dict[int, int] = {}  # by replica
         self.limit = FLUSH_ROWS * len(self.decode_names)
 
     def leap(self, row: tuple[float, ...]) -> None:
@@ -71,6 +72,8 @@ class StepLog:
         order = np.argsort(columns["start_s"], kind="stable")
         columns = {name: column[order] for name, column in columns.items()}
         _derive(columns)
+        most = np.array([self.usable_blocks.get(i, 0) for i in range(max(self.usable_blocks, default=0) + 1)])
+        columns["kv_used_blocks"] = most[columns["replica"].astype(np.int64)] - columns.pop("kv_free_blocks")
         for sink in self.sinks:
             sink(columns)
 
