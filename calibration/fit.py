@@ -1,15 +1,19 @@
-"""`calibrate fit`: from a timing table to a calibration."""
+"""Fit kernels of a timing table and make a calibration of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from stepline.sim.cost.calibration import Calibration, KernelFit
+from stepline.sim.cost.residual import ResidualGrid
 from stepline.sim.cost.specs import GpuSpec
 from stepline.traces.errors import CalibrationError
 
-from .fit_core import Fit, fit_constants, mape
+from .fit_core import Array, Fit, best_fit, mape
+from .fit_residual import fit_residual
 from .tasks import TASKS, Columns, Task, columns_of, merged
 
 if TYPE_CHECKING:
@@ -18,59 +22,117 @@ if TYPE_CHECKING:
 MIN_ROWS = 8
 """Fewer shapes than this fit no form: the kernel is left out and said so."""
 
-ELEMENTWISE_CONSTANTS = {"t0_s": 2.5e-6, "memory_eff": 1.6 / 3.35}
-"""No table times norm, rope and activation. Stated: 2-3 us a launch and 1.3-2 TB/s of H100's 3.35 (Vidur's profiles)."""
+MIN_RESIDUAL_ROWS = 20
+"""Fewer shapes than this get no residual layer."""
+
+ELEMENTWISE = KernelFit(
+    form="launch-bytes",
+    constants={"t0_s": 2.5e-6, "memory_eff": 1.6 / 3.35},
+    provenance={"source": "stated, not fitted: 2-3 us a launch, 1.3-2 TB/s on H100 (Vidur's H100 profiles)"},
+)
+"""No published table times norm, rope and activation."""
 
 
-def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> tuple[Fit, Columns, Any]:
-    """Fit one kernel on rows already selected and merged; returns the fit, its columns and seconds."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """One kernel fitted on some rows."""
+
+    task: Task
+    fit: Fit
+    residual: ResidualGrid | None
+
+    def formula_s(self, x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+        """Seconds by the form alone."""
+        return self.task.predict(self.fit.constants, x, gpu, dtype)
+
+    def seconds(self, x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+        """Seconds with the residual layer (where there is one), never below the physical floor."""
+        formula = self.formula_s(x, gpu, dtype)
+        if self.residual is None:
+            return formula
+        factor = np.exp(self.residual.log_factor(self.task.features(x)))
+        return np.maximum(formula * factor, self.task.floor(x, gpu, dtype))
+
+
+def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual: bool = True) -> Fitted:
+    """Fit one kernel on rows already selected and merged.
+
+    Raises:
+        CalibrationError: too few rows or no convergence, naming the kernel.
+    """
     x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(dtype=float)
     try:
-        found = fit_constants(lambda c: task.predict(c, x, gpu, dtype), seconds, task.start, task.fixed)
+        found = best_fit(lambda c: task.predict(c, x, gpu, dtype), seconds, task.starts, task.fixed)
     except CalibrationError as error:
         raise CalibrationError(f"{task.name}: {error}") from None
-    return found, x, seconds
+    grid = None
+    if residual and task.residual is not None and len(rows) >= MIN_RESIDUAL_ROWS:
+        formula = task.predict(found.constants, x, gpu, dtype)
+        grid = fit_residual(task.residual, task.features(x), np.log(seconds / formula))
+    return Fitted(task, found, grid)
 
 
 def fit_calibration(
-    table: pd.DataFrame, gpu: GpuSpec, library: str, dtype: str, provenance: Mapping[str, Any]
+    table: pd.DataFrame,
+    gpu: GpuSpec,
+    library: str,
+    dtype: str,
+    provenance: Mapping[str, Any],
+    residual: bool = True,
 ) -> tuple[Calibration, list[str]]:
     """Fit every kernel that the table has rows for; returns the calibration and what was left out, in words.
 
+    Args:
+        table: timings in `schema.TIMING_COLUMNS` of one GPU.
+        gpu: its datasheet; constants are efficiencies of it.
+        library: NAME-VERSION that the calibration is for.
+        dtype: weight dtype that is fitted.
+        provenance: source, files and hashes.
+        residual: fit residual layers too.
+
     Raises:
-        CalibrationError: the table has too few GEMM rows of `dtype`, or a fit fails.
+        CalibrationError: too few GEMM rows of `dtype`, or a fit fails.
     """
     kernels: dict[str, KernelFit] = {}
     skipped: list[str] = []
     for task in TASKS:
         rows = merged(task.select(table, dtype), task)
-        if len(rows) < MIN_ROWS:
-            if len(rows):
-                skipped.append(f"{task.name}: {len(rows)} shapes, needs {MIN_ROWS}")
-            continue
-        kernels[task.name] = _kernel_fit(task, rows, gpu, dtype)
+        if len(rows) >= MIN_ROWS:
+            kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
+        elif len(rows):
+            skipped.append(f"{task.name}: {len(rows)} shapes, needs {MIN_ROWS}")
     if "gemm" not in kernels:
         raise CalibrationError(
-            f"{gpu.name}/{library}: too few {dtype} gemm rows for a fit, needs {MIN_ROWS} shapes"
+            f"{gpu.name} {library}: too few gemm rows of dtype {dtype}, expected {MIN_ROWS} shapes or more"
         )
-    kernels["elementwise"] = KernelFit(
-        form="launch-bytes",
-        constants=ELEMENTWISE_CONSTANTS,
-        provenance={"source": "stated: 2-3 us a launch, 1.3-2 TB/s on H100 (Vidur's H100 profiles)"},
-    )
+    kernels["elementwise"] = ELEMENTWISE
     return Calibration(gpu.name, library, dtype, kernels, provenance), skipped
 
 
-def _kernel_fit(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> KernelFit:
-    found, x, seconds = fit_task(task, rows, gpu, dtype)
+def kernel_fit(fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> KernelFit:
+    """The calibration entry of a fitted kernel, with its errors on the rows that it was fitted on."""
+    x, seconds = columns_of(rows, fitted.task), rows["median_s"].to_numpy(dtype=float)
+    train = {"formula": mape(fitted.formula_s(x, gpu, dtype), seconds)}
+    if fitted.residual is not None:
+        train["residual"] = mape(fitted.seconds(x, gpu, dtype), seconds)
     return KernelFit(
-        form=task.form,
-        constants=found.constants,
-        standard_errors=found.standard_errors,
-        covariance=found.covariance,
-        fitted=found.fitted,
-        valid={name: (float(x[name].min()), float(x[name].max())) for name in task.shapes},
-        errors={"train": {"all": mape(task.predict(found.constants, x, gpu, dtype), seconds)}},
+        form=fitted.task.form,
+        constants=fitted.fit.constants,
+        standard_errors=fitted.fit.standard_errors,
+        covariance=fitted.fit.covariance,
+        fitted=fitted.fit.fitted,
+        valid={name: (float(x[name].min()), float(x[name].max())) for name in fitted.task.shapes},
+        errors={"train": train},
         rows=len(rows),
-        provenance={"scope": task.scope},
+        provenance={"scope": fitted.task.scope},
+        residual=fitted.residual,
     )
+
+
+def with_errors(calibration: Calibration, errors: Mapping[str, Mapping[str, Any]]) -> Calibration:
+    """The calibration with held-out errors {kernel: {split: {regime: fraction}}} added to those of its kernels."""
+    kernels = {
+        name: replace(fit, errors={**fit.errors, **errors.get(name, {})})
+        for name, fit in calibration.kernels.items()
+    }
+    return replace(calibration, kernels=kernels)

@@ -19,12 +19,13 @@ OUTLIER_SCALE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Fitted constants (fixed ones included) with standard errors and the covariance of the fitted logarithms."""
+    """Fitted constants (fixed ones included), standard errors, covariance of the fitted logarithms, and the loss."""
 
     constants: dict[str, float]
     standard_errors: dict[str, float]
     covariance: tuple[tuple[float, ...], ...]
     fitted: tuple[str, ...]
+    loss: float
 
 
 def fit_constants(
@@ -72,7 +73,16 @@ def fit_constants(
     values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
     covariance = _covariance(found.jac, residuals(found.x))
     errors = {name: values[name] * float(np.sqrt(covariance[i, i])) for i, name in enumerate(names)}
-    return Fit({**values, **fixed}, errors, tuple(tuple(row) for row in covariance.tolist()), names)
+    return Fit(
+        {**values, **fixed}, errors, tuple(tuple(row) for row in covariance.tolist()), names, found.cost
+    )
+
+
+def best_fit(
+    predict: Predict, seconds: Array, starts: tuple[Mapping[str, float], ...], fixed: Mapping[str, float]
+) -> Fit:
+    """The fit of least loss over several first guesses; see `fit_constants`."""
+    return min((fit_constants(predict, seconds, start, fixed) for start in starts), key=lambda fit: fit.loss)
 
 
 def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:

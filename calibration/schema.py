@@ -107,6 +107,9 @@ def check_timings(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     return typed
 
 
+_PANDAS: dict[str, Any] = {"str": "string", "Int64": "Int64", "Float64": "Float64", "boolean": "boolean"}
+
+
 def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     import pandas as pd
 
@@ -114,7 +117,7 @@ def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for name, dtype in TIMING_COLUMNS.items():
         values = frame[name] if name in frame.columns else pd.Series(pd.NA, index=frame.index, dtype="object")
         try:
-            columns[name] = values.astype("string" if dtype == "str" else dtype)
+            columns[name] = values.astype(_PANDAS[dtype])
         except (TypeError, ValueError) as error:
             raise CalibrationError(f"{where}: column {name!r}: expected {dtype}: {error}") from None
     return pd.DataFrame(columns).reset_index(drop=True)

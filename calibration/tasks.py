@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stepline.sim.cost import forms, operators
+from stepline.sim.cost.residual import decode_features, gemm_features, prefill_features
 from stepline.sim.cost.roofline import compute_peak
 from stepline.sim.cost.specs import GpuSpec
 
 from .fit_core import Array
+from .fit_residual import ResidualPlan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +31,13 @@ class Task:
     select     rows of a timing table that this kernel is fitted on, for a weight dtype
     predict    seconds from (constants, columns, GPU, dtype): the simulator's own form on the operators' amounts
     floor      seconds below which no GPU can be, same arguments without constants
-    start      first guess of the fitted constants; `fixed` the others
+    starts     first guesses of the fitted constants (the best fit wins); `fixed` the others
     group      columns that together name a shape family (held out whole in the `unseen` split)
     size       column whose largest values the `largest` split holds out, with the share of rows held out
     regime     column of the regimes and their edges (upper ends)
     scope      which subset of the table this is, in words
+    wide       columns whose large values the `large-nk` split holds out
+    features   shapes as the residual grid sees them; `residual` its knots and smoothing, None: no such layer
     """
 
     name: str
@@ -41,7 +45,7 @@ class Task:
     select: Callable[[pd.DataFrame, str], pd.DataFrame]
     predict: Callable[[Mapping[str, float], Columns, GpuSpec, str], Array]
     floor: Callable[[Columns, GpuSpec, str], Array]
-    start: Mapping[str, float]
+    starts: tuple[Mapping[str, float], ...]
     shapes: tuple[str, ...]
     group: tuple[str, ...]
     size: str
@@ -49,6 +53,8 @@ class Task:
     scope: str
     fixed: Mapping[str, float] = field(default_factory=dict)
     wide: tuple[str, ...] = ()
+    features: Callable[[Columns], Mapping[str, Array]] = dict
+    residual: ResidualPlan | None = None
 
 
 def columns_of(rows: pd.DataFrame, task: Task) -> Columns:
@@ -58,7 +64,16 @@ def columns_of(rows: pd.DataFrame, task: Task) -> Columns:
 
 def merged(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
     """One row a shape: the median of repeats."""
-    return rows.groupby(list(task.shapes), as_index=False, sort=True)["median_s"].median()
+    return rows.groupby(list(task.shapes), sort=True)["median_s"].median().reset_index()
+
+
+def _powers(low: float, high: float, step: float = 1.0) -> tuple[float, ...]:
+    """Knots 2^low, 2^(low + step), ... up to 2^high."""
+    return tuple(float(2.0**e) for e in np.arange(low, high + 0.5 * step, step))
+
+
+def _plan(knots: Mapping[str, tuple[float, ...]], stiffness: float, pull: float = 3e-3) -> ResidualPlan:
+    return ResidualPlan(knots, dict.fromkeys(knots, stiffness), pull)
 
 
 M_REGIMES = (16.0, 256.0, 4096.0)
@@ -92,8 +107,24 @@ def _gemm_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Arr
 
 def _gemm_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
     flops = operators.gemm_flops(x["m"], x["n"], x["k"])
-    return np.maximum(flops / compute_peak(gpu, dtype), _gemm_bytes(x, dtype) / gpu.hbm_bytes_per_s)
+    return np.asarray(
+        np.maximum(flops / compute_peak(gpu, dtype), _gemm_bytes(x, dtype) / gpu.hbm_bytes_per_s)
+    )
 
+
+_GEMM_ROWS = (
+    *(1.0, 4.0, 8.0, 12.0, 16.0, 17.0, 32.0, 33.0, 48.0, 64.0, 65.0, 80.0, 96.0, 97.0, 112.0, 128.0, 129.0),
+    *(160.0, 192.0, 224.0, 256.0, 257.0, 512.0, 513.0, 768.0, 1024.0, 1536.0, 2048.0, 3072.0, 4096.0),
+    *(8192.0, 16384.0, 32768.0),
+)
+"""Knots of m: libraries change kernels at multiples of 16 up to 128, at 256 and 512, hence one on either side."""
+
+_GEMM_WIDTHS = (
+    *_powers(5, 9),
+    *(768.0, 1024.0, 1536.0, 2048.0, 2560.0, 3072.0, 3584.0, 4096.0, 5120.0, 6144.0, 7168.0, 8192.0),
+    *(10240.0, 12288.0, 16384.0, 51200.0, 65536.0),
+)
+"""Knots of n and k: the widths of common models."""
 
 GEMM = Task(
     name="gemm",
@@ -101,7 +132,7 @@ GEMM = Task(
     select=_gemm_rows,
     predict=_gemm_s,
     floor=_gemm_floor,
-    start={"t0_s": 2.6e-6, "compute_eff": 0.8, "memory_eff": 0.85, "chain_s_per_k": 1.3e-9},
+    starts=({"t0_s": 2.6e-6, "compute_eff": 0.8, "memory_eff": 0.85, "chain_s_per_k": 1.3e-9},),
     fixed={"exponent": 2.0},
     shapes=("m", "n", "k"),
     group=("n", "k"),
@@ -109,6 +140,8 @@ GEMM = Task(
     wide=("n", "k"),
     regime=("m", M_REGIMES),
     scope="all m, n, k of the dtype, L2-warm rows included",
+    features=lambda x: gemm_features(x["m"], x["n"], x["k"]),
+    residual=_plan({"m": _GEMM_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS}, 0.02),
 )
 
 
@@ -185,11 +218,26 @@ def _prefill_task(mha: bool) -> Task:
         select=_prefill_rows(mha),
         predict=_prefill_s,
         floor=_prefill_floor,
-        start={"t0_s": 12.8e-6, "compute_eff": 0.65, "memory_eff": 0.38, "exponent": 1.12},
+        starts=({"t0_s": 12.8e-6, "compute_eff": 0.65, "memory_eff": 0.38, "exponent": 1.12},),
         shapes=("batch", "query_tokens", "heads", "kv_heads", "head_dim"),
         group=("heads", "kv_heads"),
         size="query_tokens",
         regime=("query_tokens", M_REGIMES),
+        features=lambda x: prefill_features(
+            x["batch"] * x["query_tokens"],
+            x["batch"] * x["query_tokens"] * (x["query_tokens"] + 1) / 2,
+            x["heads"],
+            x["kv_heads"],
+        ),
+        residual=_plan(
+            {
+                "batch": _powers(0, 8),
+                "query_tokens": (1.0, *_powers(4, 14)),
+                "heads": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0),
+            }
+            | ({} if mha else {"kv_heads": _powers(0, 3)}),
+            0.03 if mha else 0.1,
+        ),
         scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
     )
 
@@ -201,11 +249,15 @@ def _decode_task(mha: bool) -> Task:
         select=_decode_rows(mha),
         predict=_decode_s,
         floor=_decode_floor,
-        start={"t0_s": 12e-6, "wave_s": 3.3e-6, "memory_eff": 0.9},
+        starts=({"t0_s": 12e-6, "wave_s": 3.3e-6, "memory_eff": 0.9},),
         shapes=("batch", "context_tokens", "heads", "kv_heads", "head_dim"),
         group=("heads", "kv_heads"),
         size="context_tokens",
         regime=("context_tokens", M_REGIMES),
+        features=lambda x: decode_features(x["batch"], x["context_tokens"], x["heads"], x["kv_heads"]),
+        residual=_plan(
+            {"batch": _powers(0, 11), "context_tokens": _powers(1, 17), "kv_heads": _powers(0, 3)}, 0.01
+        ),
         scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
     )
 
@@ -221,7 +273,7 @@ def _collective_task(kind: str, world: int) -> Task:
     def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
         del dtype
         rows = table[(table["kernel"] == kind) & (table["world"] == world)]
-        return rows[rows["graph"].fillna(True).astype(bool)]
+        return rows.loc[rows["graph"].fillna(True).astype(bool)]
 
     def predict(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
         del dtype
@@ -238,11 +290,16 @@ def _collective_task(kind: str, world: int) -> Task:
         select=select,
         predict=predict,
         floor=floor,
-        start={"t0_s": 5e-6, "one_shot_eff": 0.7, "two_shot_s": 1e-5, "two_shot_eff": 0.7},
+        starts=tuple(
+            {"t0_s": 5e-6, "one_shot_eff": one, "two_shot_s": two, "two_shot_eff": 0.7}
+            for one in (0.3, 0.7)
+            for two in (1e-5, 1e-4)
+        ),
         shapes=("message_bytes",),
         group=("message_bytes",),
         size="message_bytes",
         regime=("message_bytes", (65536.0, 1048576.0, 16777216.0)),
+        residual=_plan({"message_bytes": _powers(8, 30)}, 0.05),
         scope=f"{world} GPUs, CUDA graph",
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
+from .residual import prefill_features
 from .specs import GpuSpec, ModelSpec
 
 Segments = tuple[list[float], list[float], list[float]]
@@ -117,62 +118,75 @@ class PrefillAttention:
         self.split_history = history == "split-kv"
         self.peak, self.bandwidth = peak, gpu.hbm_bytes_per_s
         self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
+        self._log_factor = self.residual.scalar2() if self.residual is not None else None
 
     def seconds(self, tokens: float, seqs: float, pairs: float, kv_tokens: float) -> float:
         """Seconds of the chunks of one step (scalars); what `split` sums to."""
         if self.window is not None:
             pairs, kv_tokens = self._windowed(tokens, seqs, pairs, kv_tokens)
         shape = self.shape
-        extra = 0.0
-        history = kv_tokens - tokens
-        if history > 0 and self.split_history:
-            fresh = min(tokens * (tokens / seqs + 1.0) / 2.0, pairs)
-            extra = max(
+        history = max(kv_tokens - tokens, 0.0)
+        fresh, streamed, extra = pairs, kv_tokens, history * shape.expand_flops / self.flops_per_s
+        if self.split_history and history > 0:
+            fresh, streamed = min(tokens * (tokens / seqs + 1.0) / 2.0, pairs), tokens
+            extra += max(
                 (pairs - fresh) * shape.flops_per_pair / self.flops_per_s,
                 history * shape.kv_bytes / self.history_bytes_per_s,
             )
-            pairs, kv_tokens = fresh, tokens
-        compute = pairs * shape.flops_per_pair / self.flops_per_s
-        memory = (tokens * shape.query_bytes + kv_tokens * shape.kv_bytes) / self.bytes_per_s
+        compute = fresh * shape.flops_per_pair / self.flops_per_s
+        memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
         if compute < memory:
             compute, memory = memory, compute
-        if not math.isinf(self.exponent):  # the larger term scaled out, as forms.p_norm does
+        if self.exponent != math.inf:  # the larger term scaled out, as forms.p_norm does
             p = self.exponent
             compute *= (1.0 + (memory / compute) ** p) ** (1.0 / p)
-        extra += max(history, 0.0) * shape.expand_flops / self.flops_per_s
-        if self.residual is None:
-            return self.layers * (self.t0_s + compute + extra)
-        split, _, _ = self.split(*(np.array([float(x)]) for x in (tokens, seqs, pairs, kv_tokens)))
-        return float(forms.total_s(split)[0])
+        seconds = self.t0_s + compute
+        if self._log_factor is not None:
+            length = 2.0 * fresh / tokens - 1.0
+            wanted = seconds * math.exp(self._log_factor(tokens / length, length)) + extra
+            floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
+            floor_flops = pairs * shape.flops_per_pair + history * shape.expand_flops
+            return self.layers * max(wanted, floor_flops / self.peak, floor_bytes / self.bandwidth)
+        return self.layers * (seconds + extra)
 
     def split(self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array) -> tuple[Split, Array, Array]:
         """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where there is no chunk."""
         some = tokens > 0
+        tokens_1, seqs_1 = np.where(some, tokens, 1.0), np.where(some, np.maximum(seqs, 1.0), 1.0)
+        pairs, kv_tokens = np.where(some, pairs, 1.0), np.where(some, kv_tokens, 1.0)
         if self.window is not None:
-            pairs, kv_tokens = self._windowed(tokens, np.maximum(seqs, 1), pairs, kv_tokens)
+            pairs, kv_tokens = self._windowed(tokens_1, seqs_1, pairs, kv_tokens)
         shape = self.shape
-        history = np.maximum(kv_tokens - tokens, 0.0)
+        history = np.maximum(kv_tokens - tokens_1, 0.0)
         expand = history * shape.expand_flops
         flops = pairs * shape.flops_per_pair + expand
-        floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
+        floor_bytes = tokens_1 * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
         fresh, streamed = pairs, kv_tokens
-        old_compute = old_memory = np.zeros(np.shape(tokens))
         if self.split_history:
-            triangle = np.minimum(tokens * (tokens / np.maximum(seqs, 1) + 1.0) / 2.0, pairs)
+            triangle = np.minimum(tokens_1 * (tokens_1 / seqs_1 + 1.0) / 2.0, pairs)
             fresh = np.where(history > 0, triangle, pairs)
-            streamed = np.where(history > 0, tokens, kv_tokens)
-            old_compute = (pairs - fresh) * shape.flops_per_pair / self.flops_per_s
-            old_memory = np.where(history > 0, history * shape.kv_bytes / self.history_bytes_per_s, 0.0)
+            streamed = np.where(history > 0, tokens_1, kv_tokens)
         compute = fresh * shape.flops_per_pair / self.flops_per_s
-        memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
+        memory = (tokens_1 * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
         main = forms.p_norm(self.exponent, compute, memory)
         split = forms.split_by_largest(self.t0_s, main, {"compute": compute, "kv_bandwidth": memory})
-        old = np.maximum(old_compute, old_memory)
-        split["compute"] = split["compute"] + expand / self.flops_per_s
-        split["compute"] = split["compute"] + np.where(old_compute >= old_memory, old, 0.0)
-        split["kv_bandwidth"] = split["kv_bandwidth"] + np.where(old_compute < old_memory, old, 0.0)
+        if self.residual is not None:
+            features = prefill_features(tokens_1, fresh, 0.0, 0.0)
+            split = forms.scaled(split, np.exp(self.residual.log_factor(features)))
+        self._add_history(split, pairs - fresh, np.where(fresh < pairs, history, 0.0), expand)
+        if self.residual is not None:
+            floor_s = np.maximum(flops / self.peak, floor_bytes / self.bandwidth)
+            split = forms.with_residual(split, 0.0, floor_s)
         keep = np.where(some, float(self.layers), 0.0)
         return forms.scaled(split, keep), flops * keep, floor_bytes * keep
+
+    def _add_history(self, split: Split, old_pairs: Array, old_tokens: Array, expand: Array) -> None:
+        """Book the streamed history (`split-kv`) and the expansion of a cached latent (MLA)."""
+        compute = old_pairs * self.shape.flops_per_pair / self.flops_per_s
+        memory = old_tokens * self.shape.kv_bytes / self.history_bytes_per_s
+        longer = compute >= memory
+        split["compute"] = split["compute"] + expand / self.flops_per_s + np.where(longer, compute, 0.0)
+        split["kv_bandwidth"] = split["kv_bandwidth"] + np.where(longer, 0.0, memory)
 
     def _windowed(self, tokens: Any, seqs: Any, pairs: Any, kv_tokens: Any) -> tuple[Any, Any]:
         """Pairs and keys that a window leaves, for `seqs` equal chunks on equal histories."""

@@ -83,7 +83,11 @@ class KernelFit:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Kernel constants of one GPU, library version and weight dtype."""
+    """Kernel constants of one GPU, library version and weight dtype.
+
+    `gpu_spec`: fields of `GpuSpec` for a device that is in no catalogue (measured on the user's machine): the
+    efficiencies are fractions of these peaks.
+    """
 
     gpu: str
     library: str
@@ -91,6 +95,7 @@ class Calibration:
     kernels: Mapping[str, KernelFit]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    gpu_spec: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -151,6 +156,7 @@ def calibration_to_dict(calibration: Calibration) -> dict[str, Any]:
         "dtype": calibration.dtype,
         "provenance": dict(calibration.provenance),
         "kernels": {name: _kernel_to_dict(fit) for name, fit in calibration.kernels.items()},
+        **({"gpu_spec": dict(calibration.gpu_spec)} if calibration.gpu_spec is not None else {}),
     }
 
 
@@ -160,7 +166,7 @@ def calibration_from_dict(data: Any, where: str) -> Calibration:
         raise CalibrationError(f"{where}: got {type(data).__name__}, expected an object")
     if data.get("schema") != SCHEMA_VERSION:
         raise CalibrationError(f"{where}: schema: got {data.get('schema')!r}, expected {SCHEMA_VERSION}")
-    _known(data, {"schema", "gpu", "library", "dtype", "provenance", "kernels"}, where)
+    _known(data, {"schema", "gpu", "library", "dtype", "provenance", "kernels", "gpu_spec"}, where)
     for key in ("gpu", "library", "dtype"):
         if not isinstance(data.get(key), str):
             raise CalibrationError(f"{where}: {key}: got {data.get(key)!r}, expected a name")
@@ -170,7 +176,14 @@ def calibration_from_dict(data: Any, where: str) -> Calibration:
             f"{where}: kernels: got {type(kernels).__name__}, expected at least one kernel"
         )
     fits = {name: _kernel_from_dict(name, fit, f"{where}: kernels.{name}") for name, fit in kernels.items()}
-    return Calibration(data["gpu"], data["library"], data["dtype"], fits, data.get("provenance") or {})
+    return Calibration(
+        data["gpu"],
+        data["library"],
+        data["dtype"],
+        fits,
+        data.get("provenance") or {},
+        gpu_spec=data.get("gpu_spec"),
+    )
 
 
 _KERNEL_KEYS = {

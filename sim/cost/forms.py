@@ -72,7 +72,7 @@ def scaled(split: Split, factor: Any) -> Split:
     return {bound: seconds * factor for bound, seconds in split.items()}
 
 
-def with_residual(split: Split, log_factor: Array, floor_s: Any) -> Split:
+def with_residual(split: Split, log_factor: Any, floor_s: Any) -> Split:
     """Scale a split by exp(log_factor), but never below `floor_s`, the physical floor of the work."""
     total = total_s(split)
     wanted = np.maximum(total * np.exp(log_factor), floor_s)

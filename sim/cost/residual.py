@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,26 @@ from numpy.typing import NDArray
 from stepline.traces.errors import CalibrationError
 
 Array = NDArray[np.float64]
+
+
+def gemm_features(m: Any, n: Any, k: Any) -> dict[str, Any]:
+    """Shape of a GEMM as its residual sees it: its rows, outputs and inputs."""
+    return {"m": m, "n": n, "k": k}
+
+
+def prefill_features(tokens: Any, pairs: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
+    """Chunks as fresh prompts of equal length with the same pairs: s = 2 pairs / tokens - 1, b = tokens / s.
+
+    For fresh prompts of one length this is their length and number; a chunk on a long history becomes a fraction of
+    a long prompt, where the residual fades (no published table has a history).
+    """
+    length = np.maximum(2.0 * pairs / tokens - 1.0, 1.0)
+    return {"batch": tokens / length, "query_tokens": length, "heads": heads, "kv_heads": kv_heads}
+
+
+def decode_features(sequences: Any, context: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
+    """Decodes of one mean context."""
+    return {"batch": sequences, "context_tokens": context, "heads": heads, "kv_heads": kv_heads}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +98,28 @@ class ResidualGrid:
             total = total + weight * self.values[tuple(index)]
         return total
 
+    def scalar2(self) -> Callable[[float, float], float]:
+        """A fast scalar `log_factor` of a grid with two axes left, arguments in the order of the axes.
+
+        Raises:
+            CalibrationError: the grid has not exactly two axes.
+        """
+        if len(self.axes) != 2:
+            raise CalibrationError(f"residual: got axes {', '.join(self.axes)}, expected two open ones")
+        (xs, ys), table = ([np.log(knots).tolist() for knots in self.axes.values()]), self.values.tolist()
+        fade = self.fade
+
+        def at(x: float, y: float) -> float:
+            i, u, inside_x = _place(math.log(max(x, 1e-9)), xs, fade)
+            j, v, inside_y = _place(math.log(max(y, 1e-9)), ys, fade)
+            low, high = table[i], table[min(i + 1, len(xs) - 1)]
+            k = min(j + 1, len(ys) - 1)
+            below = (1.0 - v) * low[j] + v * low[k]
+            above = (1.0 - v) * high[j] + v * high[k]
+            return float((1.0 - u) * below + u * above) * (inside_x * inside_y)
+
+        return at
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; log ratios to 4 decimals (0.01 %)."""
         return {
@@ -108,3 +151,13 @@ class ResidualGrid:
             if any(b <= a for a, b in pairwise(knots)) or knots[0] <= 0:
                 raise CalibrationError(f"{where}.axes.{name}: got {knots}, expected increasing knots > 0")
         return cls(axes, values, fade)
+
+
+def _place(x: float, knots: list[float], fade: float) -> tuple[int, float, float]:
+    """Scalar twin of `ResidualGrid._locate`: cell, position in it, fade weight."""
+    outside = max(knots[0] - x, 0.0) + max(x - knots[-1], 0.0)
+    weight = min(max(1.0 - outside / fade, 0.0), 1.0)
+    if len(knots) == 1:
+        return 0, 0.0, weight
+    low = min(max(bisect_right(knots, x) - 1, 0), len(knots) - 2)
+    return low, min(max((x - knots[low]) / (knots[low + 1] - knots[low]), 0.0), 1.0), weight

@@ -11,6 +11,7 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
+from .residual import gemm_features
 from .specs import GpuSpec, ModelSpec
 
 
@@ -52,7 +53,7 @@ class LinearPart:
         bytes_ = self._bytes(tokens)
         split = forms.gemm(tokens, n, k, bytes_, self.fit.constants, self.gpu, self.peak)
         if self.fit.residual is not None:
-            log_factor = self.fit.residual.log_factor({"m": tokens, "n": n, "k": k})
+            log_factor = self.fit.residual.log_factor(gemm_features(tokens, n, k))
             floor_s = np.maximum(
                 operators.gemm_flops(tokens, n, k) / self.peak, bytes_ / self.gpu.hbm_bytes_per_s
             )

@@ -1,0 +1,164 @@
+"""Held-out scores of every form, by split and regime, beside the datasheet roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stepline.traces.errors import CalibrationError
+
+from .fit import MIN_ROWS, Fitted, fit_task
+from .fit_core import Array
+from .sources import Source
+from .splits import SPLITS, held_out
+from .tasks import TASKS, Task, columns_of, merged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODELS = ("datasheet", "formula", "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean absolute relative error (fraction) of one kernel, split, regime and model over all seeds.
+
+    `rows`: held-out rows in all seeds together; `spread`: standard deviation over the seeds; `bias`: mean of
+    log(predicted / measured).
+    """
+
+    kernel: str
+    split: str
+    regime: str
+    model: str
+    mape: float
+    spread: float
+    bias: float
+    rows: int
+
+
+def validate(
+    source: Source,
+    dtype: str = "bf16",
+    *,
+    seeds: int = 5,
+    splits: Sequence[str] = SPLITS,
+    kernels: Sequence[str] = (),
+) -> list[Score]:
+    """Refit every kernel on what each split leaves and score it on what it holds out.
+
+    Raises:
+        CalibrationError: the source has rows for none of the kernels.
+    """
+    scores: list[Score] = []
+    for task in TASKS:
+        if kernels and task.name not in kernels:
+            continue
+        rows = merged(task.select(source.table, dtype), task)
+        if len(rows) < MIN_ROWS:
+            continue
+        for split in splits:
+            scores += _scores(task, rows, source, dtype, split, seeds)
+        if task.group == ("message_bytes",):
+            scores += _collect(task, "leave-one-out", _leave_one_out(task, rows, source, dtype))
+    if not scores:
+        raise CalibrationError(
+            f"{source.gpu.name} {source.library}: no kernel has enough {dtype} rows to be scored"
+        )
+    return scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """Held-out rows of one seed: regime of each row and log(predicted / measured) by model."""
+
+    regime: Array
+    log_ratio: dict[str, Array]
+
+
+def _scores(
+    task: Task, rows: pd.DataFrame, source: Source, dtype: str, split: str, seeds: int
+) -> list[Score]:
+    held: list[_Held] = []
+    for seed in range(seeds):
+        mask = held_out(rows, task, split, seed)
+        if mask is not None:
+            fitted = fit_task(task, rows[~mask], source.gpu, dtype)
+            held.append(_hold(task, fitted, rows[mask], source, dtype))
+    return _collect(task, split, held)
+
+
+def _leave_one_out(task: Task, rows: pd.DataFrame, source: Source, dtype: str) -> list[_Held]:
+    """Every row predicted from all others, as one seed."""
+    parts = []
+    for i in range(len(rows)):
+        mask = np.arange(len(rows)) == i
+        parts.append(_hold(task, fit_task(task, rows[~mask], source.gpu, dtype), rows[mask], source, dtype))
+    regime = np.concatenate([part.regime for part in parts])
+    return [
+        _Held(regime, {m: np.concatenate([part.log_ratio[m] for part in parts]) for m in parts[0].log_ratio})
+    ]
+
+
+def _hold(task: Task, fitted: Fitted, rows: pd.DataFrame, source: Source, dtype: str) -> _Held:
+    x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(float)
+    predicted = {
+        "datasheet": task.floor(x, source.gpu, dtype),
+        "formula": fitted.formula_s(x, source.gpu, dtype),
+    }
+    if fitted.residual is not None:
+        predicted["residual"] = fitted.seconds(x, source.gpu, dtype)
+    edges = np.array(task.regime[1])
+    return _Held(
+        np.searchsorted(edges, x[task.regime[0]], side="left").astype(float),
+        {model: np.log(p / seconds) for model, p in predicted.items()},
+    )
+
+
+def _collect(task: Task, split: str, held: list[_Held]) -> list[Score]:
+    if not held:
+        return []
+    scores = []
+    for regime, name in [(-1, "all"), *enumerate(regime_names(task))]:
+        for model in MODELS:
+            seeds = [
+                h.log_ratio[model][(h.regime == regime) | (regime < 0)] for h in held if model in h.log_ratio
+            ]
+            seeds = [s for s in seeds if len(s)]
+            if not seeds:
+                continue
+            errors = [float(np.mean(np.abs(np.expm1(s)))) for s in seeds]
+            every = np.concatenate(seeds)
+            scores.append(
+                Score(
+                    kernel=task.name,
+                    split=split,
+                    regime=name,
+                    model=model,
+                    mape=float(np.mean(errors)),
+                    spread=float(np.std(errors)),
+                    bias=float(np.mean(every)),
+                    rows=len(every),
+                )
+            )
+    return scores
+
+
+def regime_names(task: Task) -> list[str]:
+    """Names of a task's regimes, e.g. `m <= 16`, `m 16-256`, ..., `m > 4096`."""
+    column, edges = task.regime
+    names = [f"{column} <= {edges[0]:g}"]
+    names += [f"{column} {low:g}-{high:g}" for low, high in pairwise(edges)]
+    return [*names, f"{column} > {edges[-1]:g}"]
+
+
+def scores_by_kernel(scores: Iterable[Score]) -> dict[str, dict[str, Any]]:
+    """{kernel: {split: {regime: {model: error fraction}}}}, for the calibration JSON."""
+    found: dict[str, dict[str, Any]] = {}
+    for s in scores:
+        if s.model != "datasheet":
+            found.setdefault(s.kernel, {}).setdefault(s.split, {}).setdefault(s.regime, {})[s.model] = s.mape
+    return found
