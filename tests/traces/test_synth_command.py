@@ -34,7 +34,8 @@ def test_the_same_command_writes_the_same_bytes(tmp_path):
 def test_flags_make_independent_requests(tmp_path):
     out = tmp_path / "t.jsonl"
     main([str(out), "--rate", "20", "--arrivals", "gamma:shape=0.25",
-          "--modulate", "spike:at_s=50,duration_s=50,factor=3", "--input-len", "uniform:low=10,high=20", "--output-len", "7", "--duration", "100"])  # fmt: skip
+          "--modulate", "spike:at_s=50,duration_s=50,factor=3",
+          "--input-len", "uniform:low=10,high=20", "--output-len", "7", "--duration", "100"])  # fmt: skip
     trace = read_trace(out)
     assert abs((trace.arrival_s >= 50).sum() - 3000) <= 4 * np.sqrt(4 * 3000)
     assert (trace.input_tokens.min(), trace.input_tokens.max()) == (10, 20)

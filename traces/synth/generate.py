@@ -17,6 +17,8 @@ from ..trace import Trace
 from .profile import Profile, load_profile
 from .registry import number
 
+_ROWS = 65_536  # rows handed on at once: what writes them holds text for each
+
 
 def synth(
     profile: str | Path | Profile,
@@ -61,7 +63,8 @@ def synth_blocks(
     meta = provenance(chosen, seed, duration_s, n_requests, rate_scale)
     source = f"synth {chosen.name} (seed {seed})"
     blocks = chosen.build().scaled(rate_scale).blocks(partial(stream, seed, "synth"))
-    return (replace(block, source=source, meta=meta) for block in _limited(blocks, duration_s, n_requests))
+    limited = _limited(blocks, duration_s, n_requests)
+    return (replace(piece, source=source, meta=meta) for block in limited for piece in _pieces(block))
 
 
 def provenance(
@@ -83,6 +86,15 @@ def provenance(
         },
         "seed": seed,
     }
+
+
+def _pieces(block: Trace) -> Iterator[Trace]:
+    """`block` in pieces of at most `_ROWS` rows."""
+    if len(block) <= _ROWS:
+        yield block
+        return
+    for start in range(0, len(block), _ROWS):
+        yield block.take(np.arange(start, min(start + _ROWS, len(block))))
 
 
 def _limited(blocks: Iterator[Trace], duration_s: float | None, n_requests: int | None) -> Iterator[Trace]:
