@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
     from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
     from ..cost.work import CostModel
-    from ..engine.contracts import BatchPolicy, EvictionPolicy, PreemptionPolicy, RoutingPolicy
+    from ..engine.contracts import (
+        AdmissionPolicy,
+        BatchPolicy,
+        EvictionPolicy,
+        PreemptionPolicy,
+        RoutingPolicy,
+    )
     from ..engine.sequence import Sequence
 
 EVENTS_PER_CHECK = 20_000
@@ -46,6 +52,7 @@ class ReplicaSpec:
     preemption: PreemptionPolicy
     eviction: Callable[[], EvictionPolicy] | None
     kv_blocks: int
+    admission: Callable[[], AdmissionPolicy] | None = None
     tp: int = 1
     block_size: int = 16
     max_num_seqs: int = 256
@@ -168,6 +175,7 @@ class _Run:
             step_log=log,
             gap_log=self.gaps,
             on_done=self._done_on(index),
+            admission=spec.admission() if spec.admission else None,
         )
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex
 
 if TYPE_CHECKING:
     from .kv_cache import Segment
@@ -57,6 +57,15 @@ class View(Protocol):
     decode_blocks: int
     preemption: PreemptionPolicy
 
+    @property
+    def backlog_tokens(self) -> int:
+        """Prompt tokens still to be computed of all requests sent here: waiting, just arrived, or begun."""
+        ...
+
+    def generated_tokens(self, seq: Sequence) -> int:
+        """Tokens that this sequence has emitted so far."""
+        ...
+
     def newest_first(self) -> Iterable[Sequence]:
         """Running sequences, last admitted first."""
         ...
@@ -93,6 +102,7 @@ class BatchPolicy(Protocol):
     `whole_prompts`: never splits a prompt, so one beyond the token budget runs as a step's only chunk.
     `spare_blocks`: it wants to be asked before a decode step would leave fewer free blocks than this.
     `oracle`: reads true output lengths; then its registered name must contain "oracle".
+    A policy may have `make_queue() -> WaitingQueue`, the order in which its replicas keep what waits (without: FCFS).
     """
 
     reservation: Reservation
@@ -103,6 +113,48 @@ class BatchPolicy(Protocol):
 
     def plan(self, view: Any) -> Plan:
         """The next step for this view; an empty plan (no chunks, nobody decodes) means: nothing fits."""
+        ...
+
+
+class WaitingQueue(Protocol):
+    """What waits at a replica, in the order in which it should be admitted; a deque is one (FCFS).
+
+    It may have `attach(view)`, called once, and `ended(seq)`, called when a sequence of the replica has ended (its
+    `generated_tokens` are final then): counters that an order needs are its own.
+    """
+
+    def append(self, seq: Sequence, /) -> None:
+        """A request arrives."""
+        ...
+
+    def appendleft(self, seq: Sequence, /) -> None:
+        """A preempted sequence returns."""
+        ...
+
+    def popleft(self) -> Sequence:
+        """The first one is admitted."""
+        ...
+
+    def remove(self, seq: Sequence, /) -> None:
+        """One is admitted out of turn, or has been aborted (`seq.aborted`)."""
+        ...
+
+    def __getitem__(self, index: SupportsIndex, /) -> Sequence:
+        """The first one (index 0; nothing else is asked for)."""
+        ...
+
+    def __contains__(self, seq: object, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[Sequence]: ...
+
+    def __len__(self) -> int: ...
+
+
+class AdmissionPolicy(Protocol):
+    """Decides at the door. One instance a replica; what it turns away is counted as rejected."""
+
+    def admit(self, view: Any, seq: Sequence, now_s: float) -> bool:
+        """Whether the request that arrives at `now_s` may queue. `view.now_s` is older: the last plan's."""
         ...
 
 

@@ -29,7 +29,7 @@ from .view import ReplicaView
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
-    from .contracts import BatchPolicy, PreemptionPolicy
+    from .contracts import AdmissionPolicy, BatchPolicy, PreemptionPolicy, WaitingQueue
     from .step_log import GapLog, StepLog
 
 
@@ -85,6 +85,7 @@ class Replica:
         step_log: StepLog,
         gap_log: GapLog,
         on_done: Callable[[Sequence, int, float, int], None],
+        admission: AdmissionPolicy | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -100,8 +101,10 @@ class Replica:
         self.step_log = step_log
         self.gap_log = gap_log
         self.on_done = on_done
+        self.admission = admission
         self.decode: DecodeSet = DecodeSet(kv.block_size, windows)
-        self.waiting: deque[Sequence] = deque()
+        make_queue = getattr(policy, "make_queue", None)
+        self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
         self.leaving: list[tuple[Sequence, int]] = []
@@ -127,6 +130,10 @@ class Replica:
         self.idle = True
         self.event: simpy.Event | None = None
         self.view = ReplicaView(self)
+        attach = getattr(self.waiting, "attach", None)
+        if attach is not None:
+            attach(self.view)
+        self.on_end: Callable[[Sequence], None] | None = getattr(self.waiting, "ended", None)
 
     # -- the outside world ------------------------------------------------------------------------------------------
 
@@ -134,6 +141,9 @@ class Replica:
         """A request arrives (now). True: call `proceed` once everything of this instant has arrived."""
         if seq.input_tokens + self.outputs[seq.index] > self.max_tokens:
             self._done(seq, REJECTED, self.env.now, 0)  # longer than the model or the whole cache
+            return False
+        if self.admission is not None and not self.admission.admit(self.view, seq, self.env.now):
+            self._done(seq, REJECTED, self.env.now, 0)
             return False
         if self.idle:
             self.waiting.append(seq)
@@ -192,6 +202,12 @@ class Replica:
             tokens = seq.decode_offset + self.decode.counter if seq.state == DECODING else seq.computed_tokens
             total = self.kv.blocks_for(tokens)
         return total - sum([s.blocks for s in seq.held_segments if s.refs > 1])
+
+    def true_output_tokens(self, seq: Sequence) -> int:
+        """The oracle's answer; refused to a policy that does not say it is one."""
+        if not getattr(self.policy, "oracle", False):
+            self._fail(seq, "its true output length is an oracle: the policy must say `oracle = True`")
+        return self.outputs[seq.index]
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +309,9 @@ class Replica:
     def _leap_limit(self, plan: Plan) -> int:
         """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
         decode, kv = self.decode, self.kv
-        if (self.inbox and self._heard(plan)) or (self.waiting and (self.leaving or plan.preempt or plan.ask_every_step)):
+        if (self.inbox and self._heard(plan)) or (
+            self.waiting and (self.leaving or plan.preempt or plan.ask_every_step)
+        ):
             limit = 1
         else:
             limit = 1 if plan.ask_every_step else decode.steps_to_change()
@@ -549,6 +567,9 @@ class Replica:
 
     def _done(self, seq: Sequence, status: int, time_s: float, tokens: int) -> None:
         seq.state = DONE
+        if self.on_end is not None:
+            seq.generated_tokens = tokens
+            self.on_end(seq)
         self.on_done(seq, status, time_s, tokens)
 
     # -- leaving early ----------------------------------------------------------------------------------------------

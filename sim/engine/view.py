@@ -88,6 +88,24 @@ class ReplicaView:
         decode = self._decode
         return decode.borders[decode.counter % decode.block_size]
 
+    @property
+    def backlog_tokens(self) -> int:
+        """Prompt tokens still to be computed of all requests sent here: waiting, just arrived, or begun."""
+        replica = self._replica
+        queued = sum([seq.prompt_tokens for seq in replica.waiting])
+        arrived = sum([seq.prompt_tokens for _, seq in replica.inbox if not seq.aborted])
+        return queued + arrived + sum([seq.uncomputed_tokens for seq in replica.prefilling])
+
+    def generated_tokens(self, seq: Sequence) -> int:
+        """Tokens that this sequence has emitted so far."""
+        if seq.state != DECODING:
+            return seq.generated_tokens
+        return self._decode.generated(seq, self._replica.outputs[seq.index])
+
+    def oracle_output_tokens(self, seq: Sequence) -> int:
+        """Tokens that it will emit in all; only for policies that say `oracle = True`."""
+        return self._replica.true_output_tokens(seq)
+
     def newest_first(self) -> Iterable[Sequence]:
         """Running sequences, last admitted first."""
         return reversed(self._replica.running)
