@@ -7,6 +7,7 @@ the project is 500 MB at 10 million rows.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,16 +31,22 @@ def main(argv: list[str]) -> int:
         size_mb = path.stat().st_size / 1e6
         start = time.perf_counter()
         command = [sys.executable, "-m", "stepline.sim.cli.main", "trace", "describe", str(path), "--json"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+        with (
+            (Path(folder) / "figures.json").open("wb") as out,
+            subprocess.Popen(command, stdout=out) as child,
+        ):
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
+        seen = (
+            json.loads((Path(folder) / "figures.json").read_text())["requests"] if not child.returncode else 0
+        )
         wall_s = time.perf_counter() - start
     peak_mb = usage.ru_maxrss * 1024 / 1e6
     print(
         f"{rows:,} rows, {size_mb:,.0f} MB: peak {peak_mb:,.0f} MB (limit {LIMIT_MB}), "
         f"{wall_s:.1f} s, {wall_s / rows * 1e6:.2f} us a row"
     )
-    return int(child.returncode != 0 or peak_mb > LIMIT_MB)
+    return int(seen != rows or peak_mb > LIMIT_MB)
 
 
 def write(path: Path, rows: int, *, sessions: bool) -> None:

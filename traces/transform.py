@@ -76,9 +76,11 @@ def spread_quantum(trace: Trace, quantum_s: float | None = None, seed: int = 0) 
         stated = trace.meta.get("timestamp_quantum_ms")
         quantum_s = quantum_of(trace.arrival_s) if stated is None else float(stated) / 1e3
     if quantum_s is None:
-        raise ConfigError("--spread-quantum: the timestamps do not tick coarsely; give the tick in seconds")
+        raise ConfigError(
+            "--spread-quantum: the timestamps do not tick coarsely; --quantum gives the tick in seconds"
+        )
     if not 0 < quantum_s < np.inf:
-        raise ConfigError(f"--spread-quantum: got {quantum_s}, expected a number > 0")
+        raise ConfigError(f"--quantum: got {quantum_s}, expected a number > 0")
     ticks, number = np.unique(trace.arrival_s, return_inverse=True)
     room_s = np.minimum(quantum_s, np.diff(ticks, append=np.inf))
     draws = stream(seed, "spread-quantum").random(len(trace))

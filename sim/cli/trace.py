@@ -175,6 +175,8 @@ def _whole_if_unsorted(args: Namespace, use: Callable[[Any], Any], *, keep_extra
 
     if args.rate_scale is None and args.rate_scale_mode is not None:
         raise ConfigError("--rate-scale-mode: expected --rate-scale with it")
+    if args.quantum is not None and not args.spread_quantum:
+        raise ConfigError("--quantum: expected --spread-quantum with it")
     options = _reading(args)
     trace_format, size = options.pop("trace_format"), options.pop("hash_block_size")
     if not _changes(args):
@@ -197,15 +199,15 @@ def _whole_if_unsorted(args: Namespace, use: Callable[[Any], Any], *, keep_extra
 
 
 def _changes(args: Namespace) -> bool:
-    asked = (args.start, args.end, args.rows, args.rate_scale, args.spread_quantum)
-    return any(value is not None for value in asked)
+    asked = (args.start, args.end, args.rows, args.rate_scale)
+    return args.spread_quantum or any(value is not None for value in asked)
 
 
 def _changed(trace: Trace, args: Namespace) -> Trace:
     from stepline.traces.transform import rate_scale, slice_trace, spread_quantum
 
-    if args.spread_quantum is not None:
-        trace = spread_quantum(trace, args.spread_quantum or None, args.seed)
+    if args.spread_quantum:
+        trace = spread_quantum(trace, args.quantum, args.seed)
     if args.start is not None or args.end is not None or args.rows is not None:
         trace = slice_trace(trace, args.start, args.end, args.rows)
     if args.rate_scale is not None:
@@ -247,9 +249,10 @@ def _reading(args: Namespace) -> dict[str, Any]:
 def _add_changes(parser: Parser) -> None:
     group = parser.add_argument_group("changes, in this order")
     group.add_argument(
-        "--spread-quantum", type=number, nargs="?", const=0.0, metavar="S",
-        help="spread the requests of each tick of a coarse clock over it (S: the tick in seconds, found by itself)",
+        "--spread-quantum", action="store_true",
+        help="spread the requests of each tick of a coarse clock uniformly over that tick",
     )  # fmt: skip
+    group.add_argument("--quantum", type=number, metavar="S", help="the tick in seconds (found by itself)")
     group.add_argument("--start", type=number, metavar="S", help="first second to keep; it becomes time 0")
     group.add_argument("--end", type=number, metavar="S", help="second at which to stop")
     group.add_argument("--rows", type=integer, metavar="N", help="keep at most N requests")

@@ -31,7 +31,7 @@ GOOD = {
     "genai_perf_inputs.json": ("genai-perf", [0, 0], [3, 3], [5, 6]),
     "guidellm.json": ("guidellm", [0, 0.5], [512, 100], [256, 50]),
     "inference_perf.json": ("inference-perf", [0, 1.5], [40, 42], [3, 2]),
-    "aiperf_results.jsonl": ("aiperf", [0, 2.5], [550, 10], [3, 1]),
+    "aiperf_results.jsonl": ("aiperf-results", [0, 2.5], [550, 10], [3, 1]),
     "llmservingsim.jsonl": ("llmservingsim", [0.5, 0.75], [18, 17], [2, 1]),
     "blis.csv": ("blis", [1, 1.5], [100, 120], [10, 12]),
     "otel.json": ("otel", [0], [321], [12]),
@@ -182,4 +182,4 @@ def test_a_result_file_with_several_results_is_refused(tmp_path):
 
 def test_aliases_name_formats():
     assert format_named("timed_trace").name == "vllm-timed"
-    assert format_named("aiperf-trace").name == "native"
+    assert format_named("aiperf").name == "native"

@@ -193,6 +193,7 @@ def test_flags_that_mean_nothing_are_refused(tmp_path, capsys):
     )
     assert "unknown option '--rate-scal'" in refused(capsys, "convert", NATIVE, out, "--rate-scal", "2")
     assert "do not tick coarsely" in refused(capsys, "describe", FIXTURES / "vidur.csv", "--spread-quantum")
+    assert "--quantum: expected --spread-quantum" in refused(capsys, "describe", NATIVE, "--quantum", "2")
     assert "--request-rate" in refused(capsys, "describe", NATIVE, "--request-rate", "2")
     assert list(tmp_path.iterdir()) == []
 

@@ -81,10 +81,9 @@ def _value(metrics: Any, name: str, where: str, *, ms: bool = False) -> Any:
 
 
 FORMAT = Format(
-    name="aiperf",
+    name="aiperf-results",
     about="JSONL: metadata and metrics of each request (aiperf profile_export.jsonl)",
     sniff=sniff,
     read=read,
-    aliases=("aiperf-results",),
     absolute=True,
 )

@@ -7,6 +7,7 @@ Azure/AzurePublicDataset, `AzureLLMInferenceTrace_{code,conv}.csv` (2023: seven 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ..trace import Trace
 from .base import Chunk, Context, Extra, Format, Sample, WriteState
 from .csvfile import Column, read_columns
+from .document import Place
 from .fields import bad
 from .source import Source
 
@@ -62,14 +64,16 @@ def nanoseconds(texts: list[str], lines: list[int], name: str, source: str) -> N
     usual = min(map(len, plain)) >= 19 and min(plain) >= _FROM and max(plain) < _BEFORE
     if usual and set("".join(plain)) <= _CLOCK_CHARS and not any("-" in text[10:] for text in plain):
         try:
-            return np.array(plain, dtype="datetime64[ns]").astype(np.int64)
-        except ValueError:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy warns where it takes a slip for a time zone
+                return np.array(plain, dtype="datetime64[ns]").astype(np.int64)
+        except (ValueError, UserWarning):
             pass
     one_by_one = [clock_ns(t.strip(), f"{source}:{n}", name) for t, n in zip(texts, lines, strict=True)]
     return np.array(one_by_one, dtype=np.int64)
 
 
-def clock_ns(text: str, where: str, name: str) -> int:
+def clock_ns(text: str, where: str | Place, name: str) -> int:
     """A date and time, with an offset or as UTC, as nanoseconds since 1970. Raises: TraceError where it is none."""
     match = _CLOCK.fullmatch(text)
     if match is None or not _FROM <= text < _BEFORE:

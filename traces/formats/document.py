@@ -45,6 +45,17 @@ class Document:
         return f"{self.name}:{text.count(chr(10), 0, at) + 1}"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a document that is looked for only when it is printed: finding it means scanning the text."""
+
+    document: Document
+    path: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return self.document.where(self.path)
+
+
 def _objects(text: bytes) -> list[Any] | None:
     """The objects on the lines of `text` (None: some line is no object)."""
     try:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import TraceError
 from ..trace import Ragged
+from .document import Place
 
 MAX_TOKENS = 2**31 - 1
 """Most tokens of one length: what the engines' own 32-bit position counters hold."""
@@ -29,7 +30,7 @@ Where = Callable[[int], str]
 """Gives `file:line` of row i of the chunk at hand."""
 
 
-def bad(where: str, name: str, got: Any, expected: str) -> NoReturn:
+def bad(where: str | Place, name: str, got: Any, expected: str) -> NoReturn:
     """Raise the TraceError `where: name: got ..., expected ...`."""
     raise TraceError(f"{where}: {name}: got {shown(got)}, expected {expected}")
 

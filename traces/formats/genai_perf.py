@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .base import Chunk, Context, Format, Sample
+from .document import Place
 from .fields import bad
 from .jsonl import read_lines
 from .prompts import BLOCK_TOKENS, Prompts, text_of
@@ -61,7 +62,7 @@ def _inputs(source: Source, context: Context, prompts: Prompts) -> Iterator[Chun
     for i, item in enumerate(listed(document, "data")):
         payloads = first(item, "payloads", "payload")
         for turn, payload in enumerate(payloads if isinstance(payloads, list) else [payloads]):
-            row = _asked(payload, {}, prompts, document.where(("data", i)))
+            row = _asked(payload, {}, prompts, Place(document, ("data", i)))
             if (session := first(item, "session_id")) is not None:
                 row |= {"session_id": session, "turn": turn}
             found.add(row, "data", i)
@@ -69,7 +70,7 @@ def _inputs(source: Source, context: Context, prompts: Prompts) -> Iterator[Chun
     yield from found.chunks(source, context, {})
 
 
-def _asked(payload: Any, record: dict[str, Any], prompts: Prompts, where: str) -> dict[str, Any]:
+def _asked(payload: Any, record: dict[str, Any], prompts: Prompts, where: str | Place) -> dict[str, Any]:
     if not isinstance(payload, dict):
         bad(where, "payload", payload, "a request body")
     messages = payload.get("messages")

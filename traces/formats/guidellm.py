@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .base import Chunk, Context, Format, Sample
+from .document import Place
 from .fields import bad
 from .records import Found, clock_s, first, listed, measured, to_ms
 from .source import Source
@@ -45,7 +46,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         for i, request in enumerate(done):
             path = ("benchmarks", b, "requests", "successful", i)
             start = first(request, *_START)
-            at = None if start is None else clock_s(start, document.where(path), _START[0])
+            at = None if start is None else clock_s(start, Place(document, path), _START[0])
             found.add(_row(request, at), *path)
     yield from found.chunks(source, context, _NAMES)
 

@@ -119,6 +119,6 @@ FORMAT = Format(
     read=read,
     write=write,
     holds=frozenset({*OPTIONAL_COLUMNS, "hash_ids", "output_hash_ids", "extra"}),
-    aliases=("aiperf-trace", "mooncake_trace"),
+    aliases=("aiperf", "mooncake_trace"),
     sidecar=True,
 )

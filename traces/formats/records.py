@@ -8,7 +8,7 @@ from typing import Any
 
 from .azure import clock_ns
 from .base import Chunk, Context
-from .document import Document
+from .document import Document, Place
 from .fields import MAX_TIME_S, bad
 from .rows import Rows, chunk_of
 from .source import Source
@@ -48,7 +48,7 @@ def listed(document: Document, key: str) -> list[Any]:
     return value
 
 
-def clock_s(value: Any, where: str, name: str) -> float | None:
+def clock_s(value: Any, where: str | Place, name: str) -> float | None:
     """A wall clock in seconds: seconds or milliseconds since 1970, or an ISO 8601 text (None stays None).
 
     Raises: TraceError for anything else.
