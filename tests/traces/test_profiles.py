@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stepline.traces.errors import ConfigError
 from stepline.traces.synth import load_profile, profile_names, synth
 from stepline.traces.synth.profile import PROFILE_DIR, parse_profile, profile_spec, profile_text
@@ -73,3 +75,42 @@ def test_a_wrong_profile_file_is_refused_with_its_name(content, message):
         parse_profile(content, "p.json")
     assert message in str(caught.value)
     assert str(caught.value).startswith("p.json: ")
+
+
+def leaves(value, path=()):
+    """Paths of everything inside a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+SMALL = {
+    name: json.loads((PROFILE_DIR / f"{name}.json").read_text()) for name in NAMES if name != "azure_conv"
+}
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=3),
+    st.lists(st.integers(-2, 2), max_size=2),
+    st.dictionaries(st.sampled_from(["kind", "p", "x"]), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(SMALL)), junk=JUNK)
+@settings(max_examples=300, deadline=None)
+def test_whatever_stands_in_a_profile_is_taken_or_refused_in_one_line(data, name, junk):
+    path = data.draw(st.sampled_from(list(leaves(SMALL[name]))))
+    content = json.dumps(replaced(SMALL[name], path, junk)).encode()
+    refused = None
+    try:
+        parse_profile(content, "p.json")
+    except ConfigError as error:
+        refused = str(error)
+    assert refused is None or (refused.startswith("p.json: ") and "\n" not in refused)

@@ -136,3 +136,8 @@ def test_a_fit_that_cannot_be_says_why(options, message):
 def test_a_fit_needs_rows():
     with pytest.raises(ConfigError, match="got 60 rows, expected at least 100"):
         fitted(plain(60))
+
+
+def test_a_trace_without_times_cannot_be_fitted():
+    with pytest.raises(ConfigError, match="got one time of arrival for all rows"):
+        fitted(Trace(np.zeros(200), np.full(200, 5), np.full(200, 5), source="offline"))

@@ -47,6 +47,10 @@ def fit_profile(
         raise ConfigError(f"part: got rules for a workload of kind {chosen}, expected kind open")
     if len(trace) < 2:
         raise ConfigError(f"{trace.source}: got {len(trace)} rows, expected a trace")
+    if trace.arrival_s[-1] <= trace.arrival_s[0]:
+        raise ConfigError(
+            f"{trace.source}: got one time of arrival for all rows, expected a trace with times"
+        )
     even = spread_quantum(trace) if trace.meta.get("timestamp_quantum_ms") else trace
     workload = _fitted(even, chosen, parts, window_s)
     spec = {

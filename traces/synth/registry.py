@@ -56,7 +56,7 @@ def build_fields(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
         # A list where a number belongs, an object without a key: wrong at a depth that no check names.
         raise ConfigError(f"{where}: a value of the wrong type or form ({error})") from None
 
