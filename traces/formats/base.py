@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ..errors import TraceError
+from ..key_tables import KeyTable
 from ..random_streams import stream
 from ..trace import Trace
 from .source import Source
@@ -59,7 +60,7 @@ class Context:
     counts: Counter[str] = field(default_factory=Counter)
     remarks: dict[str, None] = field(default_factory=dict)
     strings: dict[str, str] = field(default_factory=dict)
-    session_clock: dict[str, float] = field(default_factory=dict)
+    session_clock: KeyTable = field(default_factory=lambda: KeyTable(at_s=np.float64))
     origin: Any = None
     timeless: bool = False
     _last_s: float = 0.0

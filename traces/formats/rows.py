@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TraceError
+from ..key_tables import KeyTable, digests
 from ..trace import Ragged, Trace
 from .base import Chunk, Context
 from .fields import (
@@ -33,6 +34,7 @@ FIELDS = (
 """The native names of every field that has a meaning; all others are unknown keys."""
 
 _TEXTS = ("request_id", "session_id", "parent_id", "tenant", "model", "adapter", "slo_class")
+_MANY = ("request_id", "session_id", "parent_id")
 _REQUIRED = ("input_length", "output_length")
 
 
@@ -181,7 +183,8 @@ def _columns(take: _Taker, context: Context, unit_s: float) -> dict[str, Any]:
         return columns
     for name in _TEXTS:
         if (values := take.optional(name)) is not None:
-            shared = {} if name == "request_id" else context.strings
+            # names that most rows have for themselves are shared within a block only
+            shared = {} if name in _MANY else context.strings
             columns[name] = texts(values, take.keys[name], take.where, shared)
     for name, field, low in (("turn", "turn", 0), ("max_output_length", "max_output_tokens", 1)):
         if (values := take.optional(name)) is not None:
@@ -209,13 +212,14 @@ def _arrivals(
     if None not in stamps:
         arrival_s = times(stamps, name, take.where, unit_s, low_s)
         if sessions is not None:
-            context.session_clock.update(zip(sessions, arrival_s.tolist(), strict=True))
+            _note_clocks(context.session_clock, dict(zip(sessions, arrival_s.tolist(), strict=True)))
         return arrival_s
     given = [i for i, stamp in enumerate(stamps) if stamp is not None]
     known = times([stamps[i] for i in given], name, lambda k: take.where(given[k]), unit_s, low_s)
     out = np.full(len(stamps), np.nan)
     out[given] = known
-    delays, clock = columns.get("delay_s"), context.session_clock
+    clock = _clocks(context.session_clock, sessions or ())
+    delays = columns.get("delay_s")
     for i, at in enumerate(out.tolist()):
         session = sessions[i] if sessions is not None else None
         if at != at:
@@ -224,5 +228,18 @@ def _arrivals(
             at = out[i] = clock.get(session, 0.0) + delays[i]
         if session is not None:
             clock[session] = at
+    _note_clocks(context.session_clock, clock)
     context.meta["closed_loop_rows"] = context.meta.get("closed_loop_rows", 0) + len(stamps) - len(given)
     return out
+
+
+def _clocks(table: KeyTable, sessions: Iterable[str | None]) -> dict[str | None, float]:
+    """The last arrival in seconds of those of `sessions` that have begun before this block."""
+    names = [name for name in dict.fromkeys(sessions) if name is not None]
+    known, values = table.find(digests(names))
+    return {n: float(at) for n, k, at in zip(names, known, values["at_s"], strict=True) if k}
+
+
+def _note_clocks(table: KeyTable, clock: dict[str | None, float]) -> None:
+    clock.pop(None, None)
+    table.store(digests([name for name in clock if name is not None]), at_s=np.array([*clock.values()]))
