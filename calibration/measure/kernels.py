@@ -38,6 +38,10 @@ class Kernels(Protocol):
         """NAME-VERSION of whoever runs the case. Raises Unsupported where nobody can."""
         ...
 
+    def reserve(self, n_bytes: int) -> None:
+        """Make sure that single operands of `n_bytes` can be had. Raises Unsupported where memory does not suffice."""
+        ...
+
     def make(self, case: Case) -> Call:
         """A call that runs the case once. Raises Unsupported."""
         ...
@@ -63,7 +67,8 @@ class Prepared:
 def prepare(case: Case, kernels: Kernels) -> Prepared:
     """Build enough copies of a case that what it streams cannot stay in the last-level cache.
 
-    Each set is met again only after more than twice the cache has passed, where the limits of `kernels` allow;
+    Each set is met again only after more than twice the cache has passed, where the limits of `kernels`
+    allow;
     `cold` states whether they did.
     Raises Unsupported where one copy alone exceeds `operand_bytes`.
     """
@@ -111,6 +116,18 @@ def stream_bytes(case: Case) -> int:
             return m * n * 4  # logits are float32 by then
         case _:
             return 0
+
+
+def operand_bytes(case: Case) -> int:
+    """Bytes of the largest set of operands of a case: what it streams and its activations, whichever is more."""
+    size = ELEMENT_BYTES[case.dtype]
+    largest = stream_bytes(case)
+    if case.m is not None and case.n is not None:
+        largest = max(largest, case.m * max(2 * case.n, case.k or 0) * size)
+    if case.heads is not None:
+        batch, tokens, heads, dim = case.dims("batch", "query_tokens", "heads", "head_dim")
+        largest = max(largest, batch * tokens * heads * dim * size)
+    return largest
 
 
 def flops(case: Case) -> float:

@@ -31,11 +31,17 @@ class NumpyKernels:
         self.gpu = "cpu"
         self.cache_bytes = cpu_cache_bytes()
         self.operand_bytes = arena_bytes
-        block = np.random.default_rng(seed).standard_normal(
-            min(arena_bytes, 16 * 2**20) // 4, dtype=np.float32
-        )
-        self._arena = np.resize(block, arena_bytes // 4)
+        self._block = np.random.default_rng(seed).standard_normal(4 * 2**20, dtype=np.float32)
+        self._arena = np.resize(self._block, arena_bytes // 4)
         self._at = 0
+
+    def reserve(self, n_bytes: int) -> None:
+        """See `Kernels.reserve`."""
+        if n_bytes <= self.operand_bytes:
+            return
+        refuse_beyond(n_bytes, free_memory_bytes())
+        self._arena = np.resize(self._block, n_bytes // 4)
+        self.operand_bytes, self._at = n_bytes, 0
 
     def library(self, case: Case) -> str:
         """`numpy-VERSION`; only float32."""
@@ -45,7 +51,7 @@ class NumpyKernels:
 
     def facts(self) -> dict[str, object]:
         """Processor, cores, cache, BLAS."""
-        config: Any = np.show_config(mode="dicts")  # type: ignore[call-overload]  # the stub lacks `mode`
+        config: Any = np.show_config(mode="dicts")
         blas = config["Build Dependencies"]["blas"]
         return {
             "device": platform.processor() or platform.machine(),
@@ -76,6 +82,10 @@ class NumpyKernels:
     def take(self, *shape: int) -> Array:
         """Random operand of `shape`: the next stretch of the arena."""
         size = int(np.prod(shape))
+        if size > self._arena.size:
+            raise Unsupported(
+                f"an operand of {size * 4 / 2**30:.2f} GiB exceeds the {self.operand_bytes} bytes for it"
+            )
         if self._at + size > self._arena.size:
             self._at = 0
         self._at += size
@@ -171,12 +181,12 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 def rms_norm(x: Array, gain: Array) -> Array:
     """x / rms(x) · gain over the last axis."""
     scale = 1 / np.sqrt(np.einsum("mn,mn->m", x, x) / x.shape[1] + 1e-5)
-    return x * scale[:, None].astype(np.float32) * gain
+    return np.asarray(x * scale[:, None].astype(np.float32) * gain)
 
 
 def silu_mul(gate: Array, up: Array) -> Array:
     """silu(gate) · up."""
-    return gate / (1 + np.exp(-np.clip(gate, -30, 30))) * up
+    return np.asarray(gate / (1 + np.exp(-np.clip(gate, -30, 30))) * up)
 
 
 def rope(x: Array, angle: Array) -> Array:
@@ -197,6 +207,22 @@ def split_mixed(case: Case) -> tuple[Case, Case]:
     chunk = replace(case, kernel="attention_prefill", batch=case.prefill_batch)
     context = case.decode_context_tokens
     return chunk, replace(case, kernel="attention_decode", context_tokens=context, decode_context_tokens=None)
+
+
+def free_memory_bytes() -> int:
+    """Memory that Linux calls available; 4 GiB where it does not say."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    free = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return next(free, 4 * 2**30)
+
+
+def refuse_beyond(n_bytes: int, free: int) -> None:
+    """Raise Unsupported if operands would take more than half of the free memory."""
+    if n_bytes > free // 2:
+        raise Unsupported(
+            f"operands of {n_bytes / 2**30:.1f} GiB exceed half of the {free / 2**30:.1f} GiB free"
+        )
 
 
 def cpu_cache_bytes() -> int:

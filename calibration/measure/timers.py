@@ -68,7 +68,8 @@ def sample(
 ) -> Timing:
     """Sample `rounds(n)` = seconds of n rounds of `n_calls` calls each, after a warm-up round.
 
-    A sample holds as many rounds as `SHORTEST_SAMPLE_S` needs; samples are taken until the budget is spent, but
+    A sample holds as many rounds as `SHORTEST_SAMPLE_S` needs; samples are taken until the budget is spent,
+    but
     never fewer than `FEWEST_SAMPLES` nor more than `MOST_SAMPLES`.
     """
     first = max(rounds(1), 1e-9)

@@ -11,7 +11,7 @@ from . import torch_attention, torch_elementwise
 from .cases import Case
 from .facts import gpu_name, nvidia_facts
 from .kernels import ELEMENT_BYTES, Call, Unsupported
-from .numpy_kernels import cpu_cache_bytes, cpu_model
+from .numpy_kernels import cpu_cache_bytes, cpu_model, free_memory_bytes, refuse_beyond
 
 GPU_ARENA_BYTES, CPU_ARENA_BYTES = 24 * 2**30, 2**28
 """Most memory for operands; on a GPU at most two fifths of what is free."""
@@ -80,6 +80,15 @@ class TorchKernels:
             size = CPU_ARENA_BYTES if arena_bytes is None else arena_bytes
         self.operands = Operands(torch, self.device, size)
         self.operand_bytes = size
+
+    def reserve(self, n_bytes: int) -> None:
+        """See `Kernels.reserve`."""
+        if n_bytes <= self.operand_bytes:
+            return
+        free = self.torch.cuda.mem_get_info(self.device)[0] if self.on_gpu else free_memory_bytes()
+        refuse_beyond(n_bytes, free + self.operand_bytes)
+        del self.operands
+        self.operands, self.operand_bytes = Operands(self.torch, self.device, n_bytes), n_bytes
 
     @property
     def n_gpus(self) -> int:

@@ -160,7 +160,7 @@ def _base(parameters: dict[str, Any]) -> Any:
         for g in (load_gpu(name) for name in known_gpus())
     }
     chart = (
-        alt.Chart(alt.Data(values=models()))
+        alt.Chart({"values": models()})
         .add_params(*parameters.values())
         .transform_filter("datum.model == model")
         .transform_calculate(

@@ -88,7 +88,7 @@ def _one_map(cells: pd.DataFrame, kernel: str) -> Any:
 
     across, along = AXIS_TITLES[kernel]
     edges = {a: (float(cells[a].min()), float(cells[f"{a}2"].max())) for a in ("x", "y")}
-    axes = {
+    axes: dict[str, dict[str, Any]] = {
         a: {"scale": alt.Scale(type="log", domain=edges[a], nice=False), "title": t,
             "axis": alt.Axis(format="~s", tickCount=6, grid=False)}
         for a, t in (("x", across), ("y", along))

@@ -5,7 +5,7 @@ traffic.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stepline.sim.cost import forms
@@ -84,7 +84,7 @@ def roofline_points(cost: RooflineCostModel, batch: int, context: int) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _points(cost: RooflineCostModel, shape: StepShape) -> list[dict[str, object]]:
+def _points(cost: RooflineCostModel, shape: StepShape) -> list[dict[str, Any]]:
     gpu = cost.gpu
     kernels = [
         k for k in account(cost.model, shape, cost.tp, cost.kv_dtype, fused=True) if k.name != "sampling"
@@ -92,7 +92,7 @@ def _points(cost: RooflineCostModel, shape: StepShape) -> list[dict[str, object]
     seconds = kernel_seconds(cost, shape, kernels)
     step_s = sum(seconds.values())
     label = f"decode, batch {shape.batch}" if shape.phase == "decode" else f"prefill, {shape.new} tokens"
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for kernel in kernels:
         peak = _peak(cost, kernel.name)
         roof = min(peak, kernel.intensity * gpu.hbm_bytes_per_s)

@@ -102,10 +102,11 @@ def _figures(args: argparse.Namespace) -> int:
 def _accounting(args: argparse.Namespace) -> int:
     from stepline.sim.cost.catalogue import load_gpu, load_model
 
-    from .accounting import account, step_shape, total
+    from .accounting import Phase, account, step_shape, total
 
     model, gpu = load_model(args.model or "llama-3-8b"), load_gpu(args.gpu or "h100-sxm")
-    phases = (args.phase,) if args.phase else ("prefill", "decode")
+    both: tuple[Phase, ...] = ("prefill", "decode")
+    phases = tuple(p for p in both if args.phase in (None, p))
     layers = None if args.whole else 1
     answers: dict[str, list[dict[str, Any]]] = {}
     for phase in phases:
@@ -118,11 +119,11 @@ def _accounting(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answers, indent=2))
         return 0
-    for phase, rows in answers.items():
+    for name, rows in answers.items():
         what = "whole model" if args.whole else "one layer (LM head: once a step)"
-        print(f"{phase}, {what}: {model.name} on {gpu.name}, TP {args.tp or 1}, batch {args.batch or 1}, "
+        print(f"{name}, {what}: {model.name} on {gpu.name}, TP {args.tp or 1}, batch {args.batch or 1}, "
               f"context {args.context or 2048}")  # fmt: skip
-        head = tuple(name.replace("_", " ") for name in rows[0])
+        head = tuple(column.replace("_", " ") for column in rows[0])
         _table(head, [tuple(_short(v) for v in row.values()) for row in rows], left={0, len(head) - 1})
         print()
     return 0

@@ -193,8 +193,7 @@ FIGURES_003: dict[int, Callable[[], float]] = {
     79: lambda: attention_intensity(4096, 1, 1, "int8"),
     80: lambda: balance(gpu("a100-80").peak_flops["bf16"], A100_BYTES_PER_S),
     81: lambda: ridge("h100-sxm"),
-    # 4 cores x 4 GHz x 32 fp32 FLOP a cycle (two 8-wide FMA) against two channels of DDR4-3200.
-    82: lambda: balance(4 * 4.0e9 * 32, 2 * 8 * 3.2e9),
+    82: lambda: ridge("cpu-i5-8250u", "fp32"),
     83: classic_7b_bytes,
     84: classic_7b_bytes,
     85: lambda: total_bytes(LLAMA2),

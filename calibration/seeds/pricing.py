@@ -13,9 +13,10 @@ from .arithmetic import model as model_spec
 
 if TYPE_CHECKING:
     from stepline.sim.cost.roofline import RooflineCostModel
+    from stepline.sim.cost.specs import Dtype
 
 
-def cost_model(name: str, gpu: str, dtype: str = "bf16", **options: Any) -> RooflineCostModel:
+def cost_model(name: str, gpu: str, dtype: Dtype = "bf16", **options: Any) -> RooflineCostModel:
     """Cost model of a catalogue model on a catalogue GPU, calibrated; options as `RooflineCostModel` has
     them.
     """

@@ -40,6 +40,10 @@ class FakeKernels:
         self.made.append(case)
         return lambda: None
 
+    def reserve(self, n_bytes):
+        if n_bytes > self.operand_bytes:
+            raise Unsupported("too large")
+
     def facts(self):
         return {"device": "fake"}
 
