@@ -101,7 +101,7 @@ def test_async_pipeline_delays_an_arrival_by_one_planned_step():
 def test_async_pipeline_frees_a_seat_one_plan_later():
     rows = [(0.0, 1, 3), (0.5, 1, 3), (0.5, 1, 2)]
     got = by_index(run(rows, Affine(1.0), depth=1, max_num_seqs=2))
-    # 0 runs 0-3; 1 is seen at 2 (step 1-2 was planned at 0), runs 2-5; 2 waits for the seat of 0, freed by the plan after 3
+    # 0 runs 0-3; 1 is seen at 2 (step 1-2 was planned at 0), runs 2-5; 2 waits for 0's seat, freed by the plan after 3
     assert got["first_token_s"].tolist() == [1.0, 3.0, 5.0]
 
 
