@@ -83,7 +83,9 @@ class Trace:
                 raise TraceError(f"{self.source}: column {name}: got {len(column)} rows, expected {n}")
         for name, column in self.columns.items():
             if name not in OPTIONAL_COLUMNS:
-                raise TraceError(f"{self.source}: unknown column {name!r}, expected one of {OPTIONAL_COLUMNS}")
+                raise TraceError(
+                    f"{self.source}: unknown column {name!r}, expected one of {OPTIONAL_COLUMNS}"
+                )
             if len(column) != n:
                 raise TraceError(f"{self.source}: column {name}: got {len(column)} rows, expected {n}")
 
