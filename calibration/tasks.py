@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stepline.sim.cost import forms, operators
-from stepline.sim.cost.residual import decode_features, gemm_features, prefill_features
+from stepline.sim.cost.residual import decode_features, gemm_features, moe_features, prefill_features
 from stepline.sim.cost.roofline import compute_peak
 from stepline.sim.cost.specs import GpuSpec
 
@@ -148,9 +148,14 @@ GEMM = Task(
 # --- attention
 
 
-def _attention_rows(table: pd.DataFrame, kernel: str, mha: bool) -> pd.DataFrame:
+def attention_dtype(dtype: str) -> str:
+    """Type in which attention computes and caches beside weights of `dtype`: bf16, but fp32 in an fp32 model."""
+    return "fp32" if dtype == "fp32" else "bf16"
+
+
+def _attention_rows(table: pd.DataFrame, kernel: str, mha: bool, dtype: str) -> pd.DataFrame:
     rows = table[(table["kernel"] == kernel) & (table["head_dim"] == 128) & table["window"].isna()]
-    rows = rows[rows["kv_dtype"].isin(("bf16", "fp16")) | rows["kv_dtype"].isna()]
+    rows = rows[rows["kv_dtype"].isin(_aliases(attention_dtype(dtype))) | rows["kv_dtype"].isna()]
     rows = rows[~rows["ragged"].fillna(False).astype(bool)]
     same = rows["heads"] == rows["kv_heads"]
     return rows[same if mha else ~same]
@@ -158,8 +163,7 @@ def _attention_rows(table: pd.DataFrame, kernel: str, mha: bool) -> pd.DataFrame
 
 def _prefill_rows(mha: bool) -> Callable[[Any, str], Any]:
     def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-        del dtype  # attention computes in bf16 whatever the weights store
-        rows = _attention_rows(table, "attention_prefill", mha)
+        rows = _attention_rows(table, "attention_prefill", mha, dtype)
         return rows[rows["history_tokens"].fillna(0) == 0]
 
     return select
@@ -167,48 +171,45 @@ def _prefill_rows(mha: bool) -> Callable[[Any, str], Any]:
 
 def _decode_rows(mha: bool) -> Callable[[Any, str], Any]:
     def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-        del dtype
-        return _attention_rows(table, "attention_decode", mha)
+        return _attention_rows(table, "attention_decode", mha, dtype)
 
     return select
 
 
-def _prefill_work(x: Columns) -> tuple[Array, Array]:
+def _prefill_work(x: Columns, dtype: str) -> tuple[Array, Array]:
     pairs = x["batch"] * x["query_tokens"] * (x["query_tokens"] + 1) / 2
     tokens = x["batch"] * x["query_tokens"]
     flops = operators.attention_flops(pairs, x["heads"], x["head_dim"])
     bytes_ = operators.query_bytes(tokens, x["heads"], x["head_dim"])
-    return flops, bytes_ + operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"])
+    return flops, bytes_ + operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"], attention_dtype(dtype))
 
 
 def _prefill_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
-    del dtype
-    return np.asarray(forms.overlapped_s(*_prefill_work(x), c, gpu, compute_peak(gpu, "bf16")))
+    peak = compute_peak(gpu, attention_dtype(dtype))
+    return np.asarray(forms.overlapped_s(*_prefill_work(x, dtype), c, gpu, peak))
 
 
 def _prefill_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
-    del dtype
-    flops, bytes_ = _prefill_work(x)
-    return np.maximum(flops / compute_peak(gpu, "bf16"), bytes_ / gpu.hbm_bytes_per_s)
+    flops, bytes_ = _prefill_work(x, dtype)
+    return np.maximum(flops / compute_peak(gpu, attention_dtype(dtype)), bytes_ / gpu.hbm_bytes_per_s)
 
 
-def _decode_work(x: Columns) -> tuple[Array, Array, Array]:
+def _decode_work(x: Columns, dtype: str) -> tuple[Array, Array, Array]:
     tokens = x["batch"] * x["context_tokens"]
     query = operators.query_bytes(x["batch"], x["heads"], x["head_dim"])
-    kv = operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"])
+    kv = operators.kv_bytes(tokens, x["kv_heads"], x["head_dim"], attention_dtype(dtype))
     return query, kv, operators.attention_flops(tokens, x["heads"], x["head_dim"])
 
 
 def _decode_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
-    del dtype
-    peak = compute_peak(gpu, "bf16")
-    return np.asarray(forms.decode_attention_s(x["batch"], x["kv_heads"], *_decode_work(x), c, gpu, peak))
+    peak = compute_peak(gpu, attention_dtype(dtype))
+    work = _decode_work(x, dtype)
+    return np.asarray(forms.decode_attention_s(x["batch"], x["kv_heads"], *work, c, gpu, peak))
 
 
 def _decode_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
-    del dtype
-    query, kv, flops = _decode_work(x)
-    return np.maximum(flops / compute_peak(gpu, "bf16"), (query + kv) / gpu.hbm_bytes_per_s)
+    query, kv, flops = _decode_work(x, dtype)
+    return np.maximum(flops / compute_peak(gpu, attention_dtype(dtype)), (query + kv) / gpu.hbm_bytes_per_s)
 
 
 def _prefill_task(mha: bool) -> Task:
@@ -310,5 +311,67 @@ COLLECTIVES = tuple(
     for world in (2, 4, 8)
 )
 
-TASKS: tuple[Task, ...] = (GEMM, PREFILL, PREFILL_MHA, DECODE, DECODE_MHA, *COLLECTIVES)
+# --- mixture of experts
+
+MOE_MIN_WIDTH = 256
+"""Experts sliced thinner than this leave the form (launch-bound tiles); models do so only at high TP."""
+
+UNGATED_MOE = ((2688, 128), (1024, 512), (2048, 512), (4096, 512))
+"""(hidden size, experts) of the tables' two-matrix experts (Nemotron-3; top-22 rows are recognised by that)."""
+
+
+def _moe_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    rows = table.loc[(table["kernel"] == "moe") & table["dtype"].isin(_aliases(dtype))]
+    plain = (rows["ep"] == 1) & (rows["skew"] == 0.0) & (rows["n"] >= MOE_MIN_WIDTH)
+    rows = rows.loc[plain]
+    ungated = (rows["top_k"] == 22) | ((rows["k"] == 2688) & (rows["n_experts"] == 128))
+    return rows.loc[~ungated]
+
+
+def _moe_work(x: Columns, dtype: str) -> tuple[Array, Array, Array]:
+    """Amounts of balanced rows: the collector deals copies round robin, so min(N, T k) experts are touched."""
+    shape = operators.MoeShape(x["k"], x["n"], x["n_experts"], x["top_k"])  # type: ignore[arg-type]  # columns
+    experts = np.minimum(x["n_experts"], x["m"] * x["top_k"])
+    flops, weights, activations = operators.moe_work(x["m"], shape, dtype, experts)
+    return np.asarray(flops), np.asarray(weights), np.asarray(activations)
+
+
+def _moe_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    return np.asarray(forms.fused_moe_s(*_moe_work(x, dtype), c, gpu, compute_peak(gpu, dtype)))
+
+
+def _moe_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    flops, weights, activations = _moe_work(x, dtype)
+    return np.asarray(
+        np.maximum(flops / compute_peak(gpu, dtype), (weights + activations) / gpu.hbm_bytes_per_s)
+    )
+
+
+MOE = Task(
+    name="moe",
+    form="fused-moe",
+    select=_moe_rows,
+    predict=_moe_s,
+    floor=_moe_floor,
+    starts=(
+        {"t0_s": 3e-5, "compute_eff": 0.55, "memory_eff": 0.89, "activation_eff": 0.3, "exponent": 2.0},
+    ),
+    shapes=("m", "n", "k", "n_experts", "top_k"),
+    group=("k", "n_experts", "top_k"),
+    size="m",
+    regime=("m", M_REGIMES),
+    scope=f"gated experts of width {MOE_MIN_WIDTH} or more, EP 1, balanced routing",
+    features=lambda x: moe_features(x["m"], x["n"], x["n_experts"], x["top_k"]),
+    residual=_plan(
+        {
+            "per_expert": _powers(-9, 12, 1.0),
+            "width": _powers(8, 14),
+            "n_experts": (8.0, 16.0, 128.0, 256.0, 512.0),
+        },
+        0.1,
+    ),
+)
+
+
+TASKS: tuple[Task, ...] = (GEMM, PREFILL, PREFILL_MHA, DECODE, DECODE_MHA, MOE, *COLLECTIVES)
 """Everything that can be fitted, in the order of reports."""
