@@ -54,6 +54,12 @@ def add_trace_options(parser: Parser) -> None:
     group = parser.add_argument_group("load")
     group.add_argument("--trace", metavar="FILE", help="requests to replay (formats: simulate trace --help)")
     group.add_argument("--trace-format", metavar="NAME", help="format of the trace (detected)")
+    group.add_argument("--hash-block-size", type=integer, metavar="TOKENS",
+                       help="tokens per id of hash_ids, where neither rows nor sidecar say")  # fmt: skip
+    group.add_argument("--request-rate", type=number, metavar="PER_S",
+                       help="arrivals per second for formats without times")  # fmt: skip
+    group.add_argument("--spread-quantum", action="store_true",
+                       help="spread the requests of each tick of a coarse clock over the tick")  # fmt: skip
     group.add_argument("--replay", choices=("open", "closed"), default="open",
                        help="open: at the trace's times; closed: turns wait for the one before (open)")  # fmt: skip
     group.add_argument("--rate-scale", type=number, default=1.0, metavar="X",
@@ -145,21 +151,17 @@ def _check_count(choices: dict[str, list[Any]]) -> None:
 
 
 def _shared(args: argparse.Namespace) -> dict[str, Any]:
-    names = (
-        "replay",
-        "rate_scale",
-        "client_timeout",
-        "slo",
-        "seed",
-        "enable_prefix_caching",
-        "usd_per_gpu_hour",
-    )
-    shared = {name: getattr(args, name) for name in names}
+    shared = {name: getattr(args, name) for name in _SINGLE}
     return {**shared, "record_steps": getattr(args, "record_steps", False)}
 
 
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `read_trace` is told by flags."""
+    return {name: getattr(args, name) for name in ("trace_format", "hash_block_size", "request_rate", "seed")}
+
+
 _SINGLE = (
-    "replay", "rate_scale", "rate_scale_mode", "max_concurrency", "client_timeout", "slo", "seed",
+    "replay", "rate_scale", "rate_scale_mode", "spread_quantum", "max_concurrency", "client_timeout", "slo", "seed",
     "enable_prefix_caching", "usd_per_gpu_hour",
 )  # fmt: skip
 """Flags with one value for all runs of a call."""

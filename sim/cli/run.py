@@ -89,10 +89,11 @@ def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunRes
     from stepline.sim.study.run import simulate_resolved
     from stepline.sim.study.setup import resolve
 
+    from .options import reading_options
     from .progress import progress_bar
 
     setups = {label: resolve(config) for label, config in configs.items()}
-    trace = load(args.trace, args.trace_format, next(iter(configs.values())))
+    trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
     _warn(trace.warnings, args)
     results = {}
     for label, setup in setups.items():

@@ -45,7 +45,8 @@ class RunConfig:
     `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`,
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
-    (None: no limit). `rate_scale` multiplies the arrival rate (see `load.scaled`). `slo`: see
+    (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+    `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `usd_per_gpu_hour` replaces the GPU table's price.
 
     Raises:
@@ -77,6 +78,7 @@ class RunConfig:
     client_timeout: float | None = None
     rate_scale: float = 1.0
     rate_scale_mode: Literal["sessions", "compress"] = "sessions"
+    spread_quantum: bool = False
     max_concurrency: int | None = None
     slo: str | None = None
     usd_per_gpu_hour: float | None = None

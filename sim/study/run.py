@@ -13,7 +13,7 @@ from stepline.traces.trace import Trace
 from ..cluster.cluster import Progress, run_cluster
 from ..engine.result import RunResult
 from .config import RunConfig, check_settings
-from .load import load, scaled
+from .load import load, shaped
 from .setup import Setup, resolve
 
 OnProgress = Callable[[Progress], None]
@@ -59,7 +59,7 @@ def configured(config: RunConfig | None, settings: dict[str, Any]) -> RunConfig:
 def loaded(trace: Trace | str | Path, config: RunConfig) -> Trace:
     """The trace at the configuration's rate, read first if it is a path."""
     if isinstance(trace, Trace):
-        return scaled(trace, config.rate_scale, config.rate_scale_mode, config.seed)
+        return shaped(trace, config)
     if isinstance(trace, str | Path):
-        return load(trace, None, config)
+        return load(trace, config)
     raise ConfigError(f"trace: got {type(trace).__name__}, expected a Trace or the path of one")
