@@ -234,8 +234,16 @@ def _latest_nccl(root: Path, gpu: str) -> Path | None:
     return max(found, key=lambda p: tuple(int(x) for x in p.parent.name.split("."))) if found else None
 
 
+ZIPF_OF_POWER_LAW = 0.6
+"""The tables name the exponent of a sampled density of expert loads; a Zipf law of popularity with 0.6 of it touches as
+many experts (found on H100 bf16 rows with EP 1: mean error 9-10 % with the balanced constants, 12-14 % with 1.0)."""
+
+
 def _moe(rows: pd.DataFrame) -> dict[str, Any]:
-    law = rows["distribution"].str.extract(r"power_law_([\d.]+)")[0].astype(float).fillna(0.0)
+    law = (
+        rows["distribution"].str.extract(r"power_law_([\d.]+)")[0].astype(float).fillna(0.0)
+        * ZIPF_OF_POWER_LAW
+    )
     return {
         "kernel": "moe",
         "dtype": _dtype(rows["moe_dtype"]),

@@ -28,6 +28,7 @@ ENTRY_POINT_GROUP = "stepline.calibrations"
 FORMS: dict[str, tuple[str, ...]] = {
     "k-chain": ("t0_s", "compute_eff", "memory_eff", "chain_s_per_k", "exponent"),
     "p-norm": ("t0_s", "compute_eff", "memory_eff", "exponent"),
+    "fused-moe": ("t0_s", "compute_eff", "memory_eff", "activation_eff", "exponent"),
     "waves": ("t0_s", "wave_s", "memory_eff"),
     "launch-bytes": ("t0_s", "memory_eff"),
     "alpha-beta": ("t0_s", "one_shot_eff", "two_shot_s", "two_shot_eff"),
@@ -36,13 +37,16 @@ FORMS: dict[str, tuple[str, ...]] = {
 
 KERNEL_FORMS: dict[str, str] = {
     "gemm": "k-chain",
+    "gemm_serving": "k-chain",
     "attention_prefill": "p-norm",
     "attention_prefill_mha": "p-norm",
     "attention_decode": "waves",
     "attention_decode_mha": "waves",
+    "attention_decode_serving": "waves",
+    "attention_decode_mha_serving": "waves",
     "mla_prefill": "p-norm",
     "mla_decode": "waves",
-    "moe": "p-norm",
+    "moe": "fused-moe",
     "elementwise": "launch-bytes",
     "all_reduce": "alpha-beta",
     "all_gather": "alpha-beta",
@@ -50,6 +54,7 @@ KERNEL_FORMS: dict[str, str] = {
 }
 """Kernel -> its form. `_mha`: as many KV heads as query heads; the plain name: grouped or single KV heads.
 
+`_serving`: as in a running engine, operands from memory (see `calibration.tasks_serving`).
 Collectives carry the number of GPUs at the end of the name: `all_reduce_8`.
 """
 

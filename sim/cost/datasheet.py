@@ -18,6 +18,13 @@ _CONSTANTS: dict[str, dict[str, float]] = {
         "exponent": math.inf,
     },
     "p-norm": {"t0_s": 0.0, "compute_eff": 1.0, "memory_eff": 1.0, "exponent": math.inf},
+    "fused-moe": {
+        "t0_s": 0.0,
+        "compute_eff": 1.0,
+        "memory_eff": 1.0,
+        "activation_eff": 1.0,
+        "exponent": math.inf,
+    },
     "waves": {"t0_s": 0.0, "wave_s": 0.0, "memory_eff": 1.0},
     "launch-bytes": {"t0_s": 0.0, "memory_eff": 1.0},
     # a link at its datasheet rate, no start-up; the one-shot algorithm is never better and is left out

@@ -118,7 +118,7 @@ def overlapped_terms(flops: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: 
 
 
 def overlapped_s(flops: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: float) -> Any:
-    """t0 + p-norm of compute and memory seconds: prefill attention and fused MoE."""
+    """t0 + p-norm of compute and memory seconds: prefill attention."""
     return c["t0_s"] + p_norm(c["exponent"], *overlapped_terms(flops, bytes_, c, gpu, peak))
 
 
@@ -127,6 +127,27 @@ def overlapped(flops: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: float,
     compute, memory = overlapped_terms(flops, bytes_, c, gpu, peak)
     main = p_norm(c["exponent"], compute, memory)
     return split_by_largest(c["t0_s"], main, {"compute": compute, memory_bound: memory})
+
+
+def fused_moe_terms(
+    flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float
+) -> tuple[Any, Any]:
+    """Compute and memory seconds of a fused MoE; activations (gathered, scattered) move at a rate of their own."""
+    bandwidth = gpu.hbm_bytes_per_s
+    memory = weights / (c["memory_eff"] * bandwidth) + activations / (c["activation_eff"] * bandwidth)
+    return flops / (c["compute_eff"] * peak), memory
+
+
+def fused_moe_s(flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float) -> Any:
+    """t0 + p-norm of compute and memory seconds, memory = weights / (e_m BW) + activations / (e_a BW)."""
+    return c["t0_s"] + p_norm(c["exponent"], *fused_moe_terms(flops, weights, activations, c, gpu, peak))
+
+
+def fused_moe(flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float) -> Split:
+    """`fused_moe_s` by bound."""
+    compute, memory = fused_moe_terms(flops, weights, activations, c, gpu, peak)
+    main = p_norm(c["exponent"], compute, memory)
+    return split_by_largest(c["t0_s"], main, {"compute": compute, "weight_bandwidth": memory})
 
 
 def decode_waves(sequences: Any, kv_heads: int, n_sm: int) -> Any:

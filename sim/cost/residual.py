@@ -21,6 +21,11 @@ def gemm_features(m: Any, n: Any, k: Any) -> dict[str, Any]:
     return {"m": m, "n": n, "k": k}
 
 
+def moe_features(tokens: Any, width: Any, n_experts: Any, top_k: Any) -> dict[str, Any]:
+    """Routed experts as their residual sees them: copies an expert if all were touched, expert width, experts."""
+    return {"m": tokens, "per_expert": tokens * top_k / n_experts, "width": width, "n_experts": n_experts}
+
+
 def prefill_features(tokens: Any, pairs: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
     """Chunks as fresh prompts of equal length with the same pairs: s = 2 pairs / tokens - 1, b = tokens / s.
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
-from .residual import gemm_features
+from .residual import gemm_features, moe_features
 from .specs import GpuSpec, ModelSpec
 
 
@@ -144,19 +144,20 @@ class MoePart:
 
     def split(self, tokens: Array) -> Split:
         """See `Part.split`."""
-        flops, bytes_ = self._work(tokens)
-        split = forms.overlapped(flops, bytes_, self.fit.constants, self.gpu, self.peak, "weight_bandwidth")
+        shape = self._shape()
+        flops, weights, activations = operators.moe_work(tokens, shape, self.model.weight_dtype)
+        slots = activations * operators.spread_overhead(self.ep)
+        split = forms.fused_moe(flops, weights, slots, self.fit.constants, self.gpu, self.peak)
         if self.fit.residual is not None:
-            moe = self._shape()
-            shapes = {"m": tokens * moe.top_k / moe.n_experts, "experts": moe.n_experts}
-            floor_s = np.maximum(flops / self.peak, bytes_ / self.gpu.hbm_bytes_per_s)
-            split = forms.with_residual(split, self.fit.residual.log_factor(shapes), floor_s)
+            features = moe_features(tokens, shape.expert, shape.n_experts, shape.top_k)
+            floor_s = np.maximum(flops / self.peak, (weights + activations) / self.gpu.hbm_bytes_per_s)
+            split = forms.with_residual(split, self.fit.residual.log_factor(features), floor_s)
         return forms.scaled(split, self.model.n_moe_layers)
 
     def amounts(self, tokens: Array) -> tuple[Array, Array]:
         """See `Part.amounts`."""
-        flops, bytes_ = self._work(tokens)
-        return flops * self.model.n_moe_layers, bytes_ * self.model.n_moe_layers
+        flops, weights, activations = operators.moe_work(tokens, self._shape(), self.model.weight_dtype)
+        return flops * self.model.n_moe_layers, (weights + activations) * self.model.n_moe_layers
 
     def _shape(self) -> operators.MoeShape:
         moe = self.model.moe
@@ -171,9 +172,6 @@ class MoePart:
             ep=self.ep,
             skew=self.skew,
         )
-
-    def _work(self, tokens: Array) -> tuple[Array, Array]:
-        return operators.moe_work(tokens, self._shape(), self.model.weight_dtype)
 
 
 class CountTable:
