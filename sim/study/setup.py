@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stepline.traces.errors import CalibrationError, ConfigError, InputError
+from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
 from ..cost.catalogue import load_engine, load_gpu, load_model
@@ -45,7 +45,8 @@ def resolve(config: RunConfig) -> Setup:
     config = replace(config, max_model_len=_max_model_len(config, model))
     _check_together(config, model)
     ledger = _ledger(config, model, gpu, engine)
-    blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.n_blocks
+    # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
+    blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
     cost_model, calibration = _cost_model(config, model, gpu, engine)
     replicas = tuple(
         _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
@@ -64,13 +65,13 @@ def resolve(config: RunConfig) -> Setup:
 
 
 @contextmanager
-def _flagged(name: str, kind: type[InputError] = ConfigError) -> Iterator[None]:
+def _flagged(name: str) -> Iterator[None]:
     """Errors of a look-up start with the flag that asked for it."""
     try:
         yield
-    except kind as error:
+    except ConfigError as error:
         text = str(error)
-        raise (error if text.startswith("--") else kind(f"{flag(name)}: {text}")) from None
+        raise (error if text.startswith("--") else ConfigError(f"{flag(name)}: {text}")) from None
 
 
 def _named(name: str, look_up: Callable[[], Any]) -> Any:
@@ -177,7 +178,7 @@ def _cost_model(
     if asked.is_path:  # makes modules of the current directory, and files, importable by name
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
-    with _flagged("calibration", CalibrationError), _flagged("cost_model"):
+    with _calibration_errors(config, model, gpu), _flagged("cost_model"):
         cost_model = load_cost_model(
             name,
             model=model,
@@ -190,6 +191,16 @@ def _cost_model(
         )
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+@contextmanager
+def _calibration_errors(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> Iterator[None]:
+    """Errors of a calibration start with its flag, or, where none was given, with what it was looked up for."""
+    try:
+        yield
+    except CalibrationError as error:
+        asked = flag("calibration") if config.calibration else f"--model {model.name}, --gpu {gpu.name}"
+        raise CalibrationError(f"{asked}: {error}") from None
 
 
 def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from stepline.sim import RunConfig, compare, simulate, summary
+from stepline.sim.cost import calibration
 from stepline.sim.study.setup import resolve
-from stepline.traces.errors import ConfigError, TraceError
+from stepline.traces.errors import CalibrationError, ConfigError, TraceError
 from stepline.traces.request import Request
 from stepline.traces.trace import Trace
 
@@ -51,6 +52,24 @@ def test_blocks_come_from_the_ledger_or_the_override():
     assert ledger.cluster.replicas[0].kv_blocks == ledger.described["kv_ledger"]["n_blocks"]
     assert override.cluster.replicas[0].kv_blocks == 500
     assert override.described["kv_ledger"] is None
+
+
+@pytest.mark.parametrize("model", ["gemma-2-9b", "gemma-3-27b"])
+def test_a_pool_shared_by_windowed_groups_counts_token_blocks(model):
+    setup = resolve(RunConfig(model=model))
+    ledger, blocks = setup.described["kv_ledger"], setup.cluster.replicas[0].kv_blocks
+    assert ledger["n_groups"] > 1
+    assert blocks == ledger["n_blocks"] // ledger["n_groups"]
+    # what the engine will hold fits the pool: one block a group for each block_size tokens
+    assert blocks * ledger["n_groups"] * ledger["block_bytes"] <= ledger["kv_bytes"]
+
+
+def test_calibration_errors_name_their_flag_or_what_was_looked_up(monkeypatch):
+    with pytest.raises(CalibrationError, match=r"^--calibration: "):
+        resolve(RunConfig(calibration="nowhere.json"))
+    monkeypatch.setattr(calibration, "registered_calibrations", lambda: ())
+    with pytest.raises(CalibrationError, match=r"^--model llama-3.1-8b, --gpu h100-sxm: "):
+        resolve(RunConfig())
 
 
 def test_prefix_caching_off_means_no_eviction_policy():
