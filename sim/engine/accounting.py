@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..cost.work import KERNELS
 from .result import StepTotals
 from .series import SeriesBins
+from .step_bins import StepBins
 
 if TYPE_CHECKING:
     from .step_log import Columns
@@ -40,6 +41,7 @@ class StepAccounting:
         self.busy_s = self.flops = self.hbm_bytes = 0.0
         self.steps = 0
         self.bins = SeriesBins(SUMMED + AVERAGED)
+        self.step_bins = StepBins()
         self.histogram: dict[tuple[int, int], list[float]] = {}
 
     def __call__(self, columns: Columns) -> None:
@@ -59,6 +61,7 @@ class StepAccounting:
         self.hbm_bytes += float((hbm_bytes * n_steps).sum())
         self.steps += int(n_steps.sum())
         self._series(columns, n_steps, by_kernel)
+        self.step_bins.add(columns, flops, hbm_bytes)
         self._bin_steps(columns, n_steps)
 
     def _mean_work(self, columns: Columns) -> dict[str, Any]:
@@ -108,9 +111,9 @@ def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: 
             for bound, spent in bounds.items():
                 mine[bound] = mine.get(bound, 0.0) + spent
     busy = sum(part.busy_s for part in parts)
-    series = parts[0].bins
+    series, step_bins = parts[0].bins, parts[0].step_bins
     for part in parts[1:]:
-        series = series.merged(part.bins)
+        series, step_bins = series.merged(part.bins), step_bins.merged(part.step_bins)
     cells: dict[tuple[int, int], list[float]] = {}
     for part in parts:
         for key, (n, s) in part.histogram.items():
@@ -127,6 +130,7 @@ def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: 
         steps=sum(part.steps for part in parts),
         series=series.frame(AVERAGED, end_s),
         step_histogram=pd.DataFrame(rows, columns=["n_decode_bin", "prefill_bin", "steps", "seconds"]),
+        step_bins=step_bins.frame(),
     )
 
 

@@ -49,14 +49,39 @@ STEP_COLUMNS: dict[str, type] = {
 """One row a step or leap. Within a leap, context grows by n_decode a step (windows aside)."""
 
 
+PREEMPTION_COLUMNS: dict[str, type] = {
+    "request_index": np.int64,
+    "replica": np.int32,
+    "preempted_s": np.float64,
+    "resumed_s": np.float64,  # when it was admitted again; NaN: never (the client gave up)
+}
+
+CHUNK_COLUMNS: dict[str, type] = {
+    "request_index": np.int64,
+    "replica": np.int32,
+    "start_s": np.float64,  # of the step
+    "duration_s": np.float64,
+    "tokens": np.int64,
+}
+
+
+def empty_table(columns: dict[str, type]) -> pd.DataFrame:
+    """A table of no rows with these columns and types."""
+    return pd.DataFrame({name: np.empty(0, kind) for name, kind in columns.items()})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaps:
-    """Inter-token gaps without tokens: row i stands for weight[i] times first + delta*[0 .. n-1] seconds."""
+    """Inter-token gaps without tokens: row i stands for weight[i] times first + delta*[0 .. n-1] seconds.
+
+    `at_s`: when the step (or leap) began that ends the first of them.
+    """
 
     first_s: NDArray[np.float64]
     delta_s: NDArray[np.float64]
     n: NDArray[np.int64]
     weight: NDArray[np.int64]
+    at_s: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +94,7 @@ class StepTotals:
     running, waiting, kv_used_frac, busy_frac, plus sums per bin prefill_tokens, emitted_tokens, steps, seconds by kernel
     (columns `kernel_<name>_s`).
     `step_histogram`: columns n_decode_bin, prefill_bin, steps, seconds, for batch-size and step-time pictures.
+    `step_bins`: steps and seconds by time and batch size, duration, tokens, place on the roofline (see `StepBins`).
     """
 
     seconds: dict[str, dict[str, float]]
@@ -79,6 +105,7 @@ class StepTotals:
     steps: int
     series: pd.DataFrame
     step_histogram: pd.DataFrame
+    step_bins: pd.DataFrame
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +116,8 @@ class RunResult:
     `kv` {blocks_total, block_size, peak_used_blocks, hit_tokens, query_tokens, evicted_blocks} summed over replicas.
     `config`: the resolved configuration, JSON-able. `n_gpus`: GPUs in all replicas. `peaks` {flops_per_s, bytes_per_s}
     of one GPU. `steps`: columns `STEP_COLUMNS` when recorded. `simulator` {wall_s, events, steps}.
+    `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
+    `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
     """
 
     requests: pd.DataFrame
@@ -101,6 +130,8 @@ class RunResult:
     simulator: Mapping[str, float]
     steps: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
+    preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
+    chunks: pd.DataFrame | None = None
     trace_columns: Mapping[str, Any] = field(
         default_factory=dict
     )  # request_id, session_id, tenant ... by request_index

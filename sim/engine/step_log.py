@@ -100,13 +100,14 @@ def _derive(columns: dict[str, NDArray[Any]]) -> None:
 
 
 class GapLog:
-    """Inter-token gaps as arithmetic progressions with weights: 32 bytes a step or leap."""
+    """Inter-token gaps as arithmetic progressions with weights and their time: 40 bytes a step or leap."""
 
     def __init__(self) -> None:
         self.first_s = array("d")
         self.delta_s = array("d")
         self.n = array("q")
         self.weight = array("q")
+        self.at_s = array("d")
 
     def take_steps(self, columns: Columns) -> None:
         """A sink of the step log: gaps that are just step durations."""
@@ -115,13 +116,15 @@ class GapLog:
         self.delta_s.frombytes(columns["delta_s"][rows].tobytes())
         self.n.frombytes(columns["n_steps"][rows].astype(np.int64).tobytes())
         self.weight.frombytes(columns["gap_weight"][rows].astype(np.int64).tobytes())
+        self.at_s.frombytes(columns["start_s"][rows].tobytes())
 
-    def add(self, first_s: float, delta_s: float, n: int, weight: int) -> None:
-        """`weight` sequences each saw the gaps first, first + delta, ... (n of them)."""
+    def add(self, first_s: float, delta_s: float, n: int, weight: int, at_s: float) -> None:
+        """`weight` sequences each saw the gaps first, first + delta, ... (n of them) in steps from `at_s` on."""
         self.first_s.append(first_s)
         self.delta_s.append(delta_s)
         self.n.append(n)
         self.weight.append(weight)
+        self.at_s.append(at_s)
 
     def gaps(self) -> Gaps:
         """All gaps so far."""
@@ -130,4 +133,5 @@ class GapLog:
             np.array(self.delta_s, dtype=np.float64),
             np.array(self.n, dtype=np.int64),
             np.array(self.weight, dtype=np.int64),
+            np.array(self.at_s, dtype=np.float64),
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from stepline.sim.engine.result import REQUEST_COLUMNS, Gaps, RunResult, StepTotals
+from stepline.sim.engine.step_bins import StepBins
 
 NAN = float("nan")
 
@@ -15,7 +16,10 @@ NAN = float("nan")
 def gaps(*rows: tuple[float, float, int, int]) -> Gaps:
     """Gaps from (first_s, delta_s, n, weight) rows."""
     table = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    return Gaps(table[:, 0], table[:, 1], table[:, 2].astype(np.int64), table[:, 3].astype(np.int64))
+    at_s = np.arange(len(table), dtype=np.float64)
+    return Gaps(
+        table[:, 0], table[:, 1], table[:, 2].astype(np.int64), table[:, 3].astype(np.int64), at_s
+    )
 
 
 def expanded(g: Gaps) -> np.ndarray:
@@ -51,7 +55,7 @@ def totals(seconds: dict[str, dict[str, float]] | None = None, **changes: Any) -
     series = pd.DataFrame({"t_s": np.arange(8.0), "width_s": 1.0, "running": 1.0, "waiting": 0.0})
     base: dict[str, Any] = {
         "seconds": seconds, "busy_s": busy, "idle_s": 6.0, "flops": 4e14, "hbm_bytes": 1e12, "steps": 40,
-        "series": series, "step_histogram": pd.DataFrame(),
+        "series": series, "step_histogram": pd.DataFrame(), "step_bins": StepBins().frame(),
     }  # fmt: skip
     return StepTotals(**{**base, **changes})
 

@@ -1,0 +1,154 @@
+"""Distributions of steps by time: counts in a grid of time bins x value bins, of bounded size however long the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .step_log import Columns
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TIME_BINS = 256
+FIRST_WIDTH_S = 1 / 2  # with 256 bins as long as `series` with 2048 of 1/16 s: the two double together
+PER_DECADE = 20
+"""Value bins a factor of ten: a bin is 12 % wide."""
+
+LOWEST = {"batch": 0, "duration": -6, "intensity": -2, "flops": 6}
+"""Power of ten at which the bins of a quantity begin (1 sequence, 1 µs, 0.01 FLOP/B, 1 MFLOP/s)."""
+
+DECADES = {"batch": 5, "duration": 9, "intensity": 7, "flops": 11}
+KINDS = ("batch", "duration", "tokens", "roofline")
+TOKEN_BINS = 24  # powers of two up to 8 M tokens a step
+
+FRAME_COLUMNS = ("what", "t_s", "x", "y", "steps", "seconds")
+
+
+class StepBins:
+    """Steps and their seconds by time bin and: batch size, duration, new tokens, (intensity, FLOP/s).
+
+    A step or leap counts in the time bin in which it begins; a leap counts all its steps at its mean duration and
+    mean work.
+    """
+
+    def __init__(self) -> None:
+        self.width_s = FIRST_WIDTH_S
+        self.grids = {what: np.zeros((2, TIME_BINS, _size(what))) for what in ("batch", "duration", "tokens")}
+        self.roofline: dict[int, Floats] = {}
+
+    def add(self, columns: Columns, flops: Floats, hbm_bytes: Floats) -> None:
+        """Take in a block of rows of the step log with FLOPs and HBM bytes of one (mean) step of each."""
+        n, lasted, start = columns["n_steps"], columns["duration_s"], columns["start_s"]
+        while start[-1] >= self.width_s * TIME_BINS:
+            self._double()
+        t = (start / self.width_s).astype(np.int64)
+        running = np.maximum(columns["n_running"], 1)
+        tokens = np.maximum(columns["n_decode"] + columns["prefill_tokens"], 1)
+        step_s = lasted / n
+        self._count("batch", t, log_bin(running, "batch"), n, lasted)
+        self._count("duration", t, log_bin(step_s, "duration"), n, lasted)
+        power = np.minimum(np.ceil(np.log2(tokens)), TOKEN_BINS - 1).astype(np.int64)
+        self._count("tokens", t, power, n, lasted)
+        work = (flops > 0) & (hbm_bytes > 0)
+        if work.any():
+            x = log_bin(flops[work] / hbm_bytes[work], "intensity")
+            y = log_bin(flops[work] / step_s[work], "flops")
+            self._count_pairs(t[work], x, y, n[work], lasted[work])
+
+    def _count(self, what: str, t: Ints, x: Ints, steps: Floats, seconds: Floats) -> None:
+        grid = self.grids[what]
+        size = grid.shape[2]
+        cell = t * size + x
+        first = int(t[0]) * size
+        length = (int(t[-1]) + 1) * size - first
+        for amount, into in zip((steps, seconds), grid, strict=True):
+            into.reshape(-1)[first : first + length] += np.bincount(cell - first, amount, length)
+
+    def _count_pairs(self, t: Ints, x: Ints, y: Ints, steps: Floats, seconds: Floats) -> None:
+        cells, where = np.unique((t * 1000 + x) * 1000 + y, return_inverse=True)
+        sums = np.stack([np.bincount(where, steps), np.bincount(where, seconds)], axis=1)
+        for cell, row in zip(cells.tolist(), sums, strict=True):
+            found = self.roofline.get(cell)
+            self.roofline[cell] = row if found is None else found + row
+
+    def _double(self) -> None:
+        self.width_s *= 2
+        for what, grid in self.grids.items():
+            merged = np.zeros_like(grid)
+            merged[:, : TIME_BINS // 2] = grid[:, 0::2] + grid[:, 1::2]
+            self.grids[what] = merged
+        old, self.roofline = self.roofline, {}
+        for cell, row in old.items():
+            t, rest = divmod(cell, 1_000_000)
+            moved = t // 2 * 1_000_000 + rest
+            self.roofline[moved] = self.roofline.get(moved, 0.0) + row
+
+    def merged(self, other: StepBins) -> StepBins:
+        """The sums of both (of two cost models' replicas)."""
+        for part in (self, other):
+            while part.width_s < max(self.width_s, other.width_s):
+                part._double()
+        out = StepBins()
+        out.width_s = self.width_s
+        out.grids = {what: self.grids[what] + other.grids[what] for what in self.grids}
+        out.roofline = dict(self.roofline)
+        for cell, row in other.roofline.items():
+            out.roofline[cell] = out.roofline.get(cell, 0.0) + row
+        return out
+
+    def frame(self) -> pd.DataFrame:
+        """The cells that hold something, columns `FRAME_COLUMNS`.
+
+        `what` is one of `KINDS`; `t_s` begin of the time bin; `x`: geometric middle of the bin of sequences in the
+        step ("batch"), of seconds ("duration"), of FLOP per HBM byte ("roofline"), or the upper end of the bin of new
+        tokens, a power of two ("tokens"); `y`: middle of the bin of FLOP/s on one GPU ("roofline", else NaN).
+        """
+        parts = [self._grid_frame(what) for what in self.grids] + [self._roofline_frame()]
+        parts = [part for part in parts if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(FRAME_COLUMNS))
+
+    def _grid_frame(self, what: str) -> pd.DataFrame:
+        steps, seconds = self.grids[what]
+        t, x = np.nonzero(steps)
+        value = 2.0**x if what == "tokens" else bin_middle(x, what)
+        columns = (what, t * self.width_s, value, np.nan, steps[t, x], seconds[t, x])
+        return _frame(columns)
+
+    def _roofline_frame(self) -> pd.DataFrame:
+        cells = np.array(sorted(self.roofline), dtype=np.int64)
+        sums = np.array([self.roofline[c] for c in cells.tolist()]).reshape(-1, 2)
+        t, x, y = cells // 1_000_000, cells // 1000 % 1000, cells % 1000
+        middle_x, middle_y = bin_middle(x, "intensity"), bin_middle(y, "flops")
+        return _frame(("roofline", t * self.width_s, middle_x, middle_y, sums[:, 0], sums[:, 1]))
+
+
+def _frame(columns: tuple[object, ...]) -> pd.DataFrame:
+    data: Mapping[str, object] = dict(zip(FRAME_COLUMNS, columns, strict=True))
+    return pd.DataFrame(data, index=range(len(columns[-1])))  # type: ignore[arg-type]  # the last column is an array
+
+
+def log_bin(values: Floats, what: str) -> Ints:
+    """Number of the logarithmic bin of each value > 0; what lies outside goes into the first or last."""
+    top = DECADES[what] * PER_DECADE - 1
+    bins = np.floor((np.log10(values) - LOWEST[what]) * PER_DECADE + 1e-9)
+    return np.clip(bins, 0, top).astype(np.int64)
+
+
+def bin_middle(bins: Ints, what: str) -> Floats:
+    """Geometric middle of a bin; of a batch size, the middle of the whole numbers in it."""
+    low = 10.0 ** (LOWEST[what] + bins / PER_DECADE)
+    high = 10.0 ** (LOWEST[what] + (bins + 1) / PER_DECADE)
+    if what != "batch":
+        return np.asarray(np.sqrt(low * high))
+    first, last = np.ceil(low - 1e-6), np.ceil(high - 1e-6) - 1
+    return np.asarray((first + np.maximum(last, first)) / 2)
+
+
+def _size(what: str) -> int:
+    return TOKEN_BINS if what == "tokens" else DECADES[what] * PER_DECADE
