@@ -17,6 +17,7 @@ from stepline.traces.errors import ConfigError, InvariantError
 
 from ..engine.accounting import StepAccounting, combine
 from ..engine.kv_cache import KVCache
+from ..engine.life_log import LifeLog
 from ..engine.replica import Limits, Replica
 from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
@@ -121,6 +122,7 @@ class _Run:
         self.env = simpy.Environment()
         self.requests = RequestLog()
         self.gaps = GapLog()
+        self.lives = LifeLog(with_chunks=spec.record_steps)
         self.blocks: list[Mapping[str, Any]] = []
         self.outputs = array("q", trace.output_tokens.astype(np.int64).tobytes())
         self.accountings: list[StepAccounting] = []
@@ -174,6 +176,7 @@ class _Run:
             outputs=self.outputs,
             step_log=log,
             gap_log=self.gaps,
+            life_log=self.lives,
             on_done=self._done_on(index),
             admission=spec.admission() if spec.admission else None,
         )
@@ -278,6 +281,8 @@ class _Run:
             peaks={"flops_per_s": gpu.peak_flops[dtype], "bytes_per_s": gpu.hbm_bytes_per_s},
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),
+            preemptions=self.lives.preemption_table(),
+            chunks=self.lives.chunk_table(),
             trace_columns={k: v for k, v in self.trace.columns.items() if k != "observed"},
         )
 

@@ -22,6 +22,7 @@ from ..cost.work import StepWork
 from .contracts import Plan
 from .decode_set import DecodeSet
 from .kv_cache import KVCache
+from .life_log import LifeLog
 from .request_log import FINISHED, REJECTED, TIMED_OUT
 from .sequence import DECODING, DONE, PREFILLING, WAITING, Sequence
 from .view import ReplicaView
@@ -86,6 +87,7 @@ class Replica:
         gap_log: GapLog,
         on_done: Callable[[Sequence, int, float, int], None],
         admission: AdmissionPolicy | None = None,
+        life_log: LifeLog | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -100,6 +102,7 @@ class Replica:
         self.outputs = outputs
         self.step_log = step_log
         self.gap_log = gap_log
+        self.life_log = life_log or LifeLog()
         self.on_done = on_done
         self.admission = admission
         self.decode: DecodeSet = DecodeSet(kv.block_size, windows)
@@ -456,6 +459,8 @@ class Replica:
         if seq.scheduled_s is None:
             seq.scheduled_s = self.now_s
             seq.cached_tokens = cached
+        else:
+            self.life_log.resumed(seq, self.now_s)
 
     # -- end of a step ----------------------------------------------------------------------------------------------
 
@@ -495,6 +500,8 @@ class Replica:
         )  # fmt: skip
         if work.n_decode and decode.advance(1, self.now_s):
             self._finish()
+        if self.life_log.with_chunks:
+            self.life_log.chunks(self.plan.chunks, self.index, self.start_s, self.first_s)
         for seq, tokens in self.plan.chunks:
             seq.computed_tokens += tokens
             if seq.computed_tokens == seq.prompt_tokens:
@@ -512,13 +519,13 @@ class Replica:
         end_s = self.start_s + self.first_s
         main = decode.n_live
         for time_s, count in decode.late:
-            log.add(end_s - time_s, 0.0, 1, count)
+            log.add(end_s - time_s, 0.0, 1, count, self.start_s)
             main -= count
         decode.late.clear()
         if main:
-            log.add(end_s - decode.emit_s, 0.0, 1, main)
+            log.add(end_s - decode.emit_s, 0.0, 1, main, self.start_s)
         if self.n_steps > 1:
-            log.add(self.first_s + self.delta_s, self.delta_s, self.n_steps - 1, decode.n_live)
+            log.add(self.first_s + self.delta_s, self.delta_s, self.n_steps - 1, decode.n_live, self.start_s)
         return -decode.n_live
 
     def _emit_first(self, seq: Sequence) -> None:
@@ -530,7 +537,7 @@ class Replica:
         if seq.first_token_s is None:
             seq.first_token_s = now + self.output_delay_s
         else:
-            self.gap_log.add(now - seq.last_token_s, 0.0, 1, 1)
+            self.gap_log.add(now - seq.last_token_s, 0.0, 1, 1, self.start_s)
         seq.last_token_s = now
         seq.generated_tokens += 1
         left = self.outputs[seq.index] - seq.generated_tokens
@@ -582,6 +589,7 @@ class Replica:
         seq.prompt_tokens = seq.input_tokens + seq.generated_tokens
         seq.computed_tokens = 0
         seq.preemptions += 1
+        self.life_log.preempted(seq, self.index, self.now_s)
         seq.state = WAITING
         self.waiting.appendleft(seq)
 
