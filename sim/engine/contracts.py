@@ -62,6 +62,10 @@ class View(Protocol):
         """Prompt tokens still to be computed of all requests sent here: waiting, just arrived, or begun."""
         ...
 
+    def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
+        """Seconds of a step in which all decode and that many tokens of one prompt are computed after a history."""
+        ...
+
     def generated_tokens(self, seq: Sequence) -> int:
         """Tokens that this sequence has emitted so far."""
         ...

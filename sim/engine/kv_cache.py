@@ -53,7 +53,7 @@ class Segment:
 class Match(NamedTuple):
     """Prefix-cache hit of a waiting sequence: whole blocks, and how many evictable blocks pinning it would take.
 
-    `next_id`: the first trace id that is not wholly in `segments`.
+    `next_id`: the first trace id that is not wholly used. The end of the last segment may be unused.
     """
 
     blocks: int
@@ -149,15 +149,17 @@ class KVCache:
             if hit >= cap or (segment := index.get(key)) is None:
                 break
             segments.append(segment)
+            used = min(end, cap) - hit  # a token must be left to compute
+            if segment.blocks < used:
+                used = segment.blocks
+            hit += used
             if segment.refs == 0:
-                pins += segment.blocks
-            if hit + segment.blocks < end:
-                hit += segment.blocks
-                break
-            hit = end
+                pins += used
+            if hit < end or used < segment.blocks:
+                break  # partly evicted, or its end is not used: nothing after it can be
         else:
             next_id = len(ids)
-        return Match(min(hit, cap), pins, tuple(segments), next_id, self.version)
+        return Match(hit, pins, tuple(segments), next_id, self.version)
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -227,12 +229,19 @@ class KVCache:
         seq.held_segments = list(found.segments)
         seq.next_id, seq.path_blocks = found.next_id, found.blocks
         last = found.segments[-1]
+        if last.refs == 1:
+            self._trim(last, found.blocks - sum([s.blocks for s in found.segments[:-1]]))
         if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:  # type: ignore[index]  # a match has ids
             seq.own_segment = last  # partly evicted and held by nobody else: this sequence completes it
         self.version += 1
         tokens = found.blocks * self.block_size
         self.hit_tokens += tokens
         return tokens
+
+    def _trim(self, segment: Segment, used: int) -> None:
+        """Free the end of a segment that its only holder does not use: it is about to compute it anew."""
+        self.free += segment.blocks - used
+        segment.blocks = used
 
     def commit(self, seq: Sequence, computed_tokens: int) -> None:
         """Make the whole blocks of the first `computed_tokens` findable under the sequence's ids.

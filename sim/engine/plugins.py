@@ -20,6 +20,8 @@ FLAGS = {
     "stepline.preemption_policies": "--preemption",
     "stepline.routing_policies": "--routing",
     "stepline.cost_models": "--cost-model",
+    "stepline.admission_policies": "--admission",
+    "stepline.length_predictors": "predictor",
 }
 """Entry-point group of each kind of policy and the flag that names one."""
 

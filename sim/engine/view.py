@@ -102,6 +102,10 @@ class ReplicaView:
             return seq.generated_tokens
         return self._decode.generated(seq, self._replica.outputs[seq.index])
 
+    def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
+        """Seconds of a step in which all decode and that many tokens of one prompt are computed after a history."""
+        return self._replica.price(prompt_tokens, history_tokens)
+
     def oracle_output_tokens(self, seq: Sequence) -> int:
         """Tokens that it will emit in all; only for policies that say `oracle = True`."""
         return self._replica.true_output_tokens(seq)

@@ -1,0 +1,80 @@
+"""`chunked` with a prompt budget of its own: fixed, or as large as a TPOT target allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .base import Chunks
+from .chunked import ChunkedPolicy
+
+if TYPE_CHECKING:
+    from stepline.sim.engine.sequence import Sequence
+
+
+class LimitedPromptPolicy(ChunkedPolicy):
+    """`chunked` whose steps compute at most `prompt_budget(view)` prompt tokens, decodes not counted."""
+
+    def prompt_budget(self, view: Any) -> int:
+        """Prompt tokens that the next step may compute."""
+        raise NotImplementedError
+
+    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
+        return cut(super()._continue_prompts(view, gone), self.prompt_budget(view))
+
+    def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
+        left = self.prompt_budget(view) - sum([c for _, c in chunks])
+        return super()._admit(view, chunks, min(budget, left), free)
+
+
+class FixedChunkPolicy(LimitedPromptPolicy):
+    """At most `chunk_tokens` prompt tokens a step beside the decodes.
+
+    Default 512, Sarathi-Serve's for a strict TBT objective (OSDI 2024, section 5.1).
+    """
+
+    def __init__(self, *, chunk_tokens: int = 512) -> None:
+        if chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens: got {chunk_tokens}, expected an integer >= 1")
+        self.chunk_tokens = chunk_tokens
+
+    def prompt_budget(self, view: Any) -> int:
+        """The same in every step."""
+        return self.chunk_tokens
+
+
+class SloChunkPolicy(LimitedPromptPolicy):
+    """As many prompt tokens a step as keep it within `tpot_s`, by the engine's own cost model; all when nobody decodes.
+
+    At least `min_chunk_tokens`, so that prompts are never starved by a target below the decode step itself. Sizes are
+    powers of two times that. Default 50 ms: the interactive TPOT of DistServe's chatbot study is 0.1 s, MLPerf's
+    interactive targets are 15–80 ms.
+    """
+
+    def __init__(self, *, tpot_s: float = 0.05, min_chunk_tokens: int = 64) -> None:
+        if not tpot_s > 0:
+            raise ValueError(f"tpot_s: got {tpot_s}, expected a number > 0")
+        if min_chunk_tokens < 1:
+            raise ValueError(f"min_chunk_tokens: got {min_chunk_tokens}, expected an integer >= 1")
+        self.tpot_s, self.min_chunk_tokens = tpot_s, min_chunk_tokens
+
+    def prompt_budget(self, view: Any) -> int:
+        """The largest size whose step is in time; the prompt's history counts as that of the first one that runs."""
+        most: int = view.max_num_batched_tokens
+        if not view.n_decoding:
+            return most
+        history = next((seq.computed_tokens for seq in view.prefilling), 0)
+        size = self.min_chunk_tokens
+        while 2 * size <= most and view.step_s(2 * size, history) <= self.tpot_s:
+            size *= 2
+        return size
+
+
+def cut(chunks: Chunks, budget: int) -> Chunks:
+    """The first `budget` tokens of the chunks."""
+    kept: Chunks = []
+    for seq, tokens in chunks:
+        if budget <= 0:
+            break
+        kept.append((seq, min(tokens, budget)))
+        budget -= tokens
+    return kept
