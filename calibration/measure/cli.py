@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), help="default: bf16 with torch, fp32 with NumPy"
     )
+    parser.add_argument(
+        "--threads", type=int, help="on a CPU: threads of the matrix products (default: all cores)"
+    )
     parser.add_argument("--kernels", help="only these kernels, by commas (gemm,attention_prefill,...)")
     parser.add_argument("--budget-s", type=float, help="seconds of timing instead of the size's own")
     lab = parser.add_argument_group("whole steps of a model")
@@ -62,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure; exit code 0 when the table is complete or the time budget was kept."""
+    if args.threads is not None:
+        use_threads(args.threads, args.device)
     kernels, timer, dtype = back_end(args.device, args.backend, args.dtype)
     if args.phase:
         from .lab import run_lab
@@ -73,6 +79,24 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise ConfigError("--out: missing, expected a file such as t.parquet")
     return _measure(args, kernels, timer, dtype)
+
+
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+"""Where BLAS libraries look, once, when NumPy or torch is loaded."""
+
+
+def use_threads(n: int, device: str) -> None:
+    """Limit the threads of the libraries about to be loaded. One thread is steadiest on a busy machine.
+
+    Raises:
+        ConfigError: not a CPU, fewer than one, or NumPy is loaded already and would not notice.
+    """
+    if device != "cpu" or n < 1:
+        raise ConfigError(f"--threads: got {n} on {device}, expected 1 or more, with --device cpu")
+    if "numpy" in sys.modules:
+        names = ", ".join(THREAD_VARIABLES)
+        raise ConfigError(f"--threads: NumPy is loaded already; set {names} in the environment instead")
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n)))
 
 
 def back_end(device: str, backend: str, dtype: str | None) -> tuple[Kernels, Timer, str]:
@@ -151,13 +175,15 @@ def collectives(kernels: Kernels, dtype: str) -> list[Case]:
 
 def close(out: Path, size: str, kernels: Kernels, table: TimingTable, outcome: Outcome) -> None:
     """Write the machine facts and say on stderr what was timed, kept, left and unsupported."""
-    from .facts import host_facts, measured_peaks, write_facts
+    from .facts import host_facts, measured_peaks, write_facts, write_gpu
 
     frame = table.frame() if len(table) else None
     facts: dict[str, Any] = {"size": size, "gpu": kernels.gpu, **host_facts(), **kernels.facts()}
     facts |= {"rows": len(table), "left_for_lack_of_time": outcome.left, "unsupported": outcome.unsupported}
     facts["measured_peaks"] = measured_peaks(frame) if frame is not None else None
     path = write_facts(out, facts)
+    if frame is not None:
+        write_gpu(out, kernels.gpu, facts)
     say = f"{outcome.timed} timed, {outcome.kept} kept, {outcome.left} left for lack of time"
     print(f"{out}: {len(table)} rows ({say}); machine facts in {path}", file=sys.stderr)
     for reason, n in outcome.unsupported.items():

@@ -4,6 +4,7 @@ parquet.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import platform
@@ -40,6 +41,30 @@ def write_facts(out: Path, facts: Mapping[str, Any]) -> Path:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n")
     part.replace(path)
+    return path
+
+
+def write_gpu(out: Path, name: str, facts: Mapping[str, Any]) -> Path | None:
+    """Write a device that is in no catalogue as `t.gpu.json`, for `simulate --gpu`; None if nothing is to be written.
+
+    Needs a matmul and a cold copy among the rows, from which its peaks come.
+    """
+    from stepline.sim.cost.catalogue import known_gpus
+
+    peaks = facts["measured_peaks"]
+    if name in known_gpus() or not peaks["flops_per_s"] or not peaks["bytes_per_s"]:
+        return None
+    rates = dict(peaks["flops_per_s"])
+    rates.setdefault(
+        "bf16", max(rates.values())
+    )  # models are bf16 by default; this device computes them as it can
+    spec = gpu_spec(
+        name, {**peaks, "flops_per_s": rates}, memory_bytes=int(facts["memory_bytes"]), n_sm=int(facts["n_sm"]),
+        cache_bytes=int(facts["cache_bytes"]),
+    )  # fmt: skip
+    path = out.with_suffix(".gpu.json")
+    stated = {field: value for field, value in dataclasses.asdict(spec).items() if value is not None}
+    path.write_text(json.dumps(stated, indent=2) + "\n")
     return path
 
 

@@ -13,7 +13,7 @@ takes.
 """
 
 CPU_BUDGET_S: dict[Size, float | None] = {"quick": 30.0, "standard": 240.0, "full": None}
-CASE_S: dict[Size, float] = {"quick": 0.04, "standard": 0.08, "full": 0.25}
+CASE_S: dict[Size, float] = {"quick": 0.03, "standard": 0.08, "full": 0.25}
 """Seconds of samples of one case."""
 
 CORE_MODELS = ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "mistral-7b")

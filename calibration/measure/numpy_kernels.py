@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ class NumpyKernels:
     """float32 kernels on the CPU. Operands are views of one random arena, taken in turn."""
 
     most_copies = 64
-    round_flops = 4e9
+    round_flops = 1e9
 
     def __init__(self, arena_bytes: int = ARENA_BYTES, seed: int = 0) -> None:
         self.gpu = "cpu"
@@ -58,6 +59,9 @@ class NumpyKernels:
             "cpu_model": cpu_model(),
             "libraries": {"numpy": np.__version__, "blas": f"{blas.get('name')} {blas.get('version')}"},
             "cache_bytes": self.cache_bytes,
+            "n_sm": os.cpu_count() or 1,
+            "memory_bytes": total_memory_bytes(),
+            "threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
         }
 
     def make(self, case: Case) -> Call:
@@ -211,10 +215,19 @@ def split_mixed(case: Case) -> tuple[Case, Case]:
 
 def free_memory_bytes() -> int:
     """Memory that Linux calls available; 4 GiB where it does not say."""
+    return _memory_bytes("MemAvailable")
+
+
+def total_memory_bytes() -> int:
+    """Memory of the machine; 4 GiB where Linux does not say."""
+    return _memory_bytes("MemTotal")
+
+
+def _memory_bytes(field: str) -> int:
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    free = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    return next(free, 4 * 2**30)
+    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    return next(found, 4 * 2**30)
 
 
 def refuse_beyond(n_bytes: int, free: int) -> None:

@@ -4,6 +4,7 @@ small case.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from . import torch_attention, torch_elementwise
 from .cases import Case
 from .facts import gpu_name, nvidia_facts
 from .kernels import ELEMENT_BYTES, Call, Unsupported
-from .numpy_kernels import cpu_cache_bytes, cpu_model, free_memory_bytes, refuse_beyond
+from .numpy_kernels import cpu_cache_bytes, cpu_model, free_memory_bytes, refuse_beyond, total_memory_bytes
 
 GPU_ARENA_BYTES, CPU_ARENA_BYTES = 24 * 2**30, 2**28
 """Most memory for operands; on a GPU at most two fifths of what is free."""
@@ -65,7 +66,7 @@ class TorchKernels:
         self.torch, self.dtype = torch, dtype
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
-        self.most_copies, self.round_flops = (128, 5e12) if self.on_gpu else (64, 4e9)
+        self.most_copies, self.round_flops = (128, 5e12) if self.on_gpu else (64, 1e9)
         self.notes: dict[str, str] = {}
         self._chosen: dict[str, torch_attention.Library] = {}
         if self.on_gpu:
@@ -140,7 +141,8 @@ class TorchKernels:
             "operand_bytes": self.operand_bytes,
         }
         if not self.on_gpu:
-            return found | {"device": "cpu", "cpu_model": cpu_model(), "threads": torch.get_num_threads()}
+            cores = {"n_sm": os.cpu_count() or 1, "memory_bytes": total_memory_bytes()}
+            return found | cores | {"cpu_model": cpu_model(), "threads": torch.get_num_threads()}
         p = self._properties
         return found | {
             "device": p.name,
