@@ -29,6 +29,7 @@ POLICY_GROUPS = {
     "batching": "stepline.batch_policies",
     "eviction": "stepline.eviction_policies",
     "preemption": "stepline.preemption_policies",
+    "admission": "stepline.admission_policies",
     "routing": "stepline.routing_policies",
 }
 """Kind of policy: its entry-point group."""

@@ -33,6 +33,7 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
     ("policy", str, "NAME|module:Class", "batching policy (chunked); several are compared"),
     ("kv-eviction", str, "NAME|module:Class", "which cached blocks go first (lru)"),
     ("preemption", str, "NAME|module:Class", "who gives way when blocks run out (last-in)"),
+    ("admission", str, "NAME|module:Class", "what a replica turns away at the door (nothing)"),
     ("routing", str, "NAME|module:Class", "which replica a request goes to (round-robin)"),
     ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
@@ -46,7 +47,7 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
 )
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "routing", "cost_model")
+_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "routing", "cost_model")
 
 
 def add_trace_options(parser: Parser) -> None:

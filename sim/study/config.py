@@ -42,7 +42,7 @@ class RunConfig:
     """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's
     default.
 
-    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`,
+    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`,
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
@@ -60,6 +60,7 @@ class RunConfig:
     policy: str = "chunked"
     kv_eviction: str = "lru"
     preemption: str = "last-in"
+    admission: str | None = None
     routing: str = "round-robin"
     engine: str = "vllm-v1"
     cost_model: str = "roofline"

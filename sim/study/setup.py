@@ -131,6 +131,9 @@ def _replica(
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
         preemption=load_plugin("stepline.preemption_policies", config.preemption),
+        admission=plugin_factory("stepline.admission_policies", config.admission)
+        if config.admission
+        else None,
         eviction=eviction if config.enable_prefix_caching else None,
         kv_blocks=blocks,
         block_size=_known(config.block_size),
