@@ -167,7 +167,7 @@ class _Run:
             self.env,
             index,
             limits=spec.limits,
-            engine=spec.engine,
+            engine=spec.engine.for_tp(spec.tp),
             cost_model=spec.cost_model,
             policy=spec.policy,
             preemption=spec.preemption,

@@ -13,7 +13,7 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
-from .residual import prefill_features
+from .residual import ResidualGrid, prefill_features
 from .specs import GpuSpec, ModelSpec
 
 Segments = tuple[list[float], list[float], list[float]]
@@ -120,8 +120,10 @@ class PrefillAttention:
         self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
         self._log_factor = self.residual.scalar2() if self.residual is not None else None
 
-    def seconds(self, tokens: float, seqs: float, pairs: float, kv_tokens: float) -> float:
-        """Seconds of the chunks of one step (scalars); what `split` sums to."""
+    def seconds(
+        self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
+    ) -> float:
+        """Seconds of the chunks of one step (scalars); what `split` sums to. `joined`: the launch is the decodes'."""
         if self.window is not None:
             pairs, kv_tokens = self._windowed(tokens, seqs, pairs, kv_tokens)
         shape = self.shape
@@ -140,7 +142,7 @@ class PrefillAttention:
         if self.exponent != math.inf:  # the larger term scaled out, as forms.p_norm does
             p = self.exponent
             compute *= (1.0 + (memory / compute) ** p) ** (1.0 / p)
-        seconds = self.t0_s + compute
+        seconds = compute if joined else self.t0_s + compute
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
             wanted = seconds * math.exp(self._log_factor(tokens / length, length)) + extra
@@ -149,7 +151,9 @@ class PrefillAttention:
             return self.layers * max(wanted, floor_flops / self.peak, floor_bytes / self.bandwidth)
         return self.layers * (seconds + extra)
 
-    def split(self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array) -> tuple[Split, Array, Array]:
+    def split(
+        self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array, joined: Any = False
+    ) -> tuple[Split, Array, Array]:
         """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where there is no chunk."""
         some = tokens > 0
         tokens_1, seqs_1 = np.where(some, tokens, 1.0), np.where(some, np.maximum(seqs, 1.0), 1.0)
@@ -169,7 +173,8 @@ class PrefillAttention:
         compute = fresh * shape.flops_per_pair / self.flops_per_s
         memory = (tokens_1 * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
         main = forms.p_norm(self.exponent, compute, memory)
-        split = forms.split_by_largest(self.t0_s, main, {"compute": compute, "kv_bandwidth": memory})
+        launch_s = np.where(joined, 0.0, self.t0_s)
+        split = forms.split_by_largest(launch_s, main, {"compute": compute, "kv_bandwidth": memory})
         if self.residual is not None:
             features = prefill_features(tokens_1, fresh, 0.0, 0.0)
             split = forms.scaled(split, np.exp(self.residual.log_factor(features)))
@@ -230,7 +235,10 @@ class DecodeAttention:
         self.compute_slope = shape.flops_per_pair / peak
         self.slope = max(self.memory_slope, self.compute_slope)
         self.floor_slope = max(shape.kv_bytes / gpu.hbm_bytes_per_s, self.compute_slope)
-        self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
+        self.residual, self.batch_scale = None, 1.0
+        if fit.residual is not None and slice_at:
+            at, self.batch_scale = _within_heads(slice_at, fit.residual)
+            self.residual = fit.residual.at(at)
         self._cache: dict[int, Segments] = {}
 
     def segments(self, n: int) -> Segments:
@@ -253,7 +261,7 @@ class DecodeAttention:
         knots = np.asarray(self.residual.axes["context_tokens"]) * n
         means = knots / n
         log_factor = self.residual.log_factor(
-            {"batch": np.full(means.shape, float(n)), "context_tokens": means}
+            {"batch": np.full(means.shape, n * self.batch_scale), "context_tokens": means}
         )
         floor_s = knots * self.floor_slope + n * self.shape.query_bytes / self.gpu.hbm_bytes_per_s
         y = np.maximum((fixed + slope * knots) * np.exp(log_factor), floor_s)
@@ -306,3 +314,13 @@ class DecodeAttention:
             piece = np.searchsorted(ends, context[rows], side="left")
             total[rows] = np.asarray(bases)[piece] + np.asarray(slopes)[piece] * context[rows]
         return total
+
+
+def _within_heads(at: Mapping[str, float], residual: ResidualGrid) -> tuple[dict[str, float], float]:
+    """Where to read a residual whose data have fewer KV heads: (shape, factor on the batch).
+
+    A decode kernel is one task a sequence and KV head, so b sequences of K heads cost what b K / k of k heads do.
+    """
+    most = residual.axes.get("kv_heads", (math.inf,))[-1]
+    kept = min(at["kv_heads"], most)
+    return {**at, "kv_heads": kept}, at["kv_heads"] / kept

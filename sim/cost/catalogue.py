@@ -13,6 +13,7 @@ from typing import Any
 
 from ...traces.errors import ConfigError, nearest
 from .model_config import model_from_config
+from .sampler import sampling_of
 from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec, VisionSpec
 from .toml_spec import engine_from, gpu_from, model_extras
 
@@ -174,4 +175,4 @@ def _model(row: Row) -> ModelSpec:
         vision=VisionSpec(**row["vision"]) if "vision" in row else None,
         provenance=row["source"],
     )
-    return model_extras(spec, row)
+    return replace(model_extras(spec, row), sampling=sampling_of(spec.name))

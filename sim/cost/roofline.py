@@ -13,6 +13,7 @@ from . import attention_costs, operators
 from .attention_costs import DecodeAttention, PrefillAttention
 from .calibration import Calibration, KernelFit
 from .forms import Array, Split
+from .sampler import SamplerPart, StepPart
 from .specs import EngineProfile, GpuSpec, ModelSpec
 from .token_costs import CollectivePart, CountTable, ElementwisePart, LinearPart, MoePart, Part, graph_padding
 from .work import Progression, StepCost, StepWork
@@ -76,7 +77,7 @@ class RooflineCostModel:
             *self._linear_parts(),
             ElementwisePart(model, tp, fused_elementwise, self._fit("elementwise"), gpu),
         ]
-        parts += self._moe_parts() + self._comm_parts()
+        parts += self._moe_parts() + self._comm_parts() + self._step_parts()
         pad = graph_padding(engine.cuda_graph_sizes, engine.max_graph_tokens)
         self._tokens = CountTable(parts, pad)
         self._rows = CountTable(self._head_parts())
@@ -84,7 +85,8 @@ class RooflineCostModel:
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._overlap = engine.host_overlaps_gpu
-        self._chunk_s: dict[tuple[int, int, int, int], float] = {}
+        self._joined = engine.varlen_attention
+        self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
         self._lines: dict[int, tuple[list[float], list[tuple[float, float, float]]]] = {}
 
     @property
@@ -107,7 +109,7 @@ class RooflineCostModel:
             for attention, context in zip(self._decode, context_tokens, strict=True):
                 total += attention.seconds(n_decode, context)
         if prefill_tokens:
-            chunks = work[:4]
+            chunks = (*work[:4], self._joined and n_decode > 0)
             attention_s = self._chunk_s.get(chunks)
             if attention_s is None:
                 attention_s = self._chunk_attention_s(chunks)
@@ -117,8 +119,11 @@ class RooflineCostModel:
             return host if host > total else total
         return total + host
 
-    def _chunk_attention_s(self, chunks: tuple[int, int, int, int]) -> float:
-        """Attention seconds of the chunks of a step, remembered: prompts of a trace repeat their lengths."""
+    def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
+        """Attention seconds of the chunks of a step, remembered: prompts of a trace repeat their lengths.
+
+        The last of `chunks`: whether they share the launches of the step's decodes.
+        """
         if len(self._chunk_s) >= CHUNKS_REMEMBERED:
             self._chunk_s.clear()
         seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
@@ -221,7 +226,7 @@ class RooflineCostModel:
             get[n] for n in ("prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens")
         )
         for prefill in self._prefill:
-            split, f, b = prefill.split(*chunk)
+            split, f, b = prefill.split(*chunk, self._joined & (get["n_decode"] > 0))
             self._add(seconds, flops, bytes_, ({"attention_prefill": split}, f, b))
         for index, decode in enumerate(self._decode):
             split, f, b = decode.split(get["n_decode"], get[context_column(index)])
@@ -230,7 +235,7 @@ class RooflineCostModel:
         if self._overlap:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(tokens.shape))
             host = np.maximum(host - gpu_s, 0.0)
-        seconds["host"] = {"host": host}
+        seconds.setdefault("host", {})["host"] = host
         self._check_range(get)
         return seconds, flops, bytes_
 
@@ -262,7 +267,15 @@ class RooflineCostModel:
             raise ConfigError(f"moe_skew: got {self.moe_skew}, expected a number >= 0")
 
     def _fit(self, name: str, *fallbacks: str) -> KernelFit:
-        return self.calibration.kernel(name, *fallbacks)
+        names = (name, *fallbacks)
+        if self.engine.serving_kernels:
+            names = tuple(n for plain in names for n in (f"{plain}_serving", plain))
+        return self.calibration.kernel(*names)
+
+    def _step_parts(self) -> list[Part]:
+        engine = self.engine
+        seconds = engine.step_gpu_s + (engine.tp_step_gpu_s if self.tp > 1 else 0.0)
+        return [StepPart(seconds)] if seconds else []
 
     def _linear_parts(self) -> list[Part]:
         return [self._linear_part(x) for x in operators.linears(self.model, self.tp) if x.kernel == "gemm"]
@@ -278,6 +291,10 @@ class RooflineCostModel:
         if self.tp > 1:
             logits_bytes = operators.ACTIVATION_BYTES * head.n * self.tp
             parts.append(self._collective("all_gather", 1, logits_bytes, self.tp))
+        if self.engine.sampler_kernels:
+            model = self.model
+            fit = self._fit("elementwise")
+            parts.append(SamplerPart(model.vocab_size, model.sampling, self.engine, fit, self.gpu))
         return parts
 
     def _collective(self, kind: str, count: int, bytes_per_token: float, world: int) -> Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Dtype = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", "fp4"]
@@ -52,6 +52,21 @@ class VisionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are picked, as in a `generation_config.json`: temperature 0 is greedy, top_p 1 and top_k 0 keep all."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether only the likeliest tokens may be drawn, which takes a sort of the logits."""
+        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape of a decoder-only transformer, as its HF `config.json` states it.
 
@@ -96,6 +111,7 @@ class ModelSpec:
     vision: VisionSpec | None = None
     encoder_layers: int = 0
     unpriced: str = ""
+    sampling: Sampling = Sampling()
     params_published: tuple[float, float] | None = None
     source: str = ""
 
@@ -148,6 +164,15 @@ class EngineProfile:
     max_graph_tokens        largest batch that runs as a captured graph
     chunk_history           rule for chunked-prefill attention on a cached history, see `cost.operators`
     defaults                engine's own server defaults by vLLM flag name
+    step_gpu_s              GPU seconds of each step outside the model: input preparation, copies, small launches
+    tp_step_gpu_s           the same, extra when TP > 1 (the GPUs of a step wait for the slowest)
+    serving_kernels         price GEMMs and decode attention as timed with operands in memory, not in L2
+    varlen_attention        prompt chunks and decodes of a step share one attention launch a layer
+    sampler_kernels         price the kernels that pick tokens after the LM head
+    truncation_per_vocab_s  top-p or top-k sampling, seconds a vocabulary entry whatever the batch ...
+    truncation_per_logit_s  ... and seconds a logit (rows x vocabulary)
+    output_per_seq_s        output path of one sequence of a step; a first token waits for those before it
+    tp_output_delay_s       extra on the way of a token to the client when TP > 1
     memory                  version whose memory constants hold, see `cost.memory_constants`
     """
 
@@ -163,6 +188,23 @@ class EngineProfile:
     cuda_graph_sizes: tuple[int, ...] = ()
     max_graph_tokens: int = 0
     chunk_history: Literal["work", "split-kv"] = "work"
+    step_gpu_s: float = 0.0
+    tp_step_gpu_s: float = 0.0
+    serving_kernels: bool = False
+    varlen_attention: bool = False
+    sampler_kernels: bool = False
+    truncation_per_vocab_s: float = 0.0
+    truncation_per_logit_s: float = 0.0
+    output_per_seq_s: float = 0.0
+    tp_output_delay_s: float = 0.0
     defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
     memory: str = "vllm-0.19"
     source: str = ""
+
+    def for_tp(self, tp: int) -> EngineProfile:
+        """The profile of one replica, with what TP > 1 adds to the way of a token to the client."""
+        if tp == 1 or not self.tp_output_delay_s:
+            return self
+        return replace(
+            self, output_delay_s=self.output_delay_s + self.tp_output_delay_s, tp_output_delay_s=0.0
+        )

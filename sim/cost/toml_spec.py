@@ -12,6 +12,7 @@ from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
 
 Row = Mapping[str, Any]
 
+_SWITCHES = {"serving_kernels", "varlen_attention", "sampler_kernels", "host_overlaps_gpu"}
 _WHOLE = {"memory_bytes", "n_sm", "l2_bytes"}
 _MAY_BE_ZERO = {"l2_bytes", "tdp_w", "nvlink_bytes_per_s", "pcie_bytes_per_s", "usd_per_hour"}
 
@@ -57,6 +58,8 @@ def engine_from(row: Row, where: str) -> EngineProfile:
     if values.get("pipeline_depth", 0) not in (0, 1):
         raise ConfigError(f"{where}: pipeline_depth: got {values['pipeline_depth']!r}, expected 0 or 1")
     for key, value in values.items():
+        if key in _SWITCHES and not isinstance(value, bool):
+            raise ConfigError(f"{where}: {key}: got {value!r}, expected true or false")
         if key.endswith("_s"):
             values[key] = _number(value, f"{where}: {key}", zero=True)
     sizes = tuple(values.get("cuda_graph_sizes", ())) or _graph_sizes(row.get("cuda_graphs", ()), where)

@@ -94,6 +94,7 @@ class Replica:
         self.limits = limits
         self.depth = engine.pipeline_depth
         self.output_delay_s = engine.output_delay_s
+        self.output_per_seq_s = engine.output_per_seq_s
         self.cost = cost_model
         self.policy = policy
         self.preemption = preemption
@@ -205,6 +206,13 @@ class Replica:
             tokens = seq.decode_offset + self.decode.counter if seq.state == DECODING else seq.computed_tokens
             total = self.kv.blocks_for(tokens)
         return total - sum([s.blocks for s in seq.held_segments if s.refs > 1])
+
+    def price(self, prompt_tokens: int, history_tokens: int) -> float:
+        """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
+        c, done, n = prompt_tokens, history_tokens, self.decode.n
+        contexts = self.decode.context_tokens() if n else self.no_context
+        pairs = c * done + c * (c + 1) // 2
+        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n))
 
     def true_output_tokens(self, seq: Sequence) -> int:
         """The oracle's answer; refused to a policy that does not say it is one."""
@@ -535,7 +543,8 @@ class Replica:
         if self.grows:
             seq.reserved_blocks = 0
         if seq.first_token_s is None:
-            seq.first_token_s = now + self.output_delay_s
+            # the newest sequence is the last of the step on the output path
+            seq.first_token_s = now + self.output_delay_s + self.output_per_seq_s * self.work.logits_rows
         else:
             self.gap_log.add(now - seq.last_token_s, 0.0, 1, 1, self.start_s)
         seq.last_token_s = now
@@ -564,7 +573,10 @@ class Replica:
                 self.leaving.append((seq, kv_tokens))
             else:
                 self.kv.release(seq, kv_tokens)
-        self._done(seq, FINISHED, self.now_s + self.output_delay_s, self.outputs[seq.index])
+        end_s = self.now_s + self.output_delay_s
+        if seq.first_token_s is not None and seq.first_token_s > end_s:
+            end_s = seq.first_token_s
+        self._done(seq, FINISHED, end_s, self.outputs[seq.index])
 
     def _end_batch(self) -> None:
         for seq in self.running:

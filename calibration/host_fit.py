@@ -1,0 +1,311 @@
+"""Fits the host constants of an engine profile on measured serving runs, and shows how they carry to unseen models.
+
+    python -m stepline.calibration.host_fit --measured DIR --engine vllm-0.15.1
+
+Kernel constants come from kernel tables and are not touched. What is fitted are the few constants of an engine and
+version that no kernel table has: GPU and host seconds of a step outside the model, by TP class (1, more), what
+truncated sampling costs, and the way of a request in and out. One set for all models, workloads and loads. Gauss-Newton
+with finite differences of whole simulations on common random numbers; residuals are log(predicted / measured) of mean
+TPOT and mean TTFT of each stage, weighted by the noise of such a value (1 % and 2 %), every experiment with the weight
+of one. Leave-one-model-out: the constants are fitted again without a model's runs and applied to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from stepline.sim.cost.catalogue import load_engine
+from stepline.sim.cost.roofline import RooflineCostModel
+from stepline.sim.cost.specs import EngineProfile
+from stepline.sim.study.measured import Experiment, chosen, load_measured
+from stepline.sim.study.setup import Setup, resolve
+from stepline.sim.study.validation_runs import engine_for, run_experiment, settings_for
+from stepline.sim.study.validation_scores import UNSTATED
+from stepline.traces.errors import CalibrationError, InputError
+
+Array = NDArray[np.float64]
+
+NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02}
+"""Relative noise of a stage's mean (repeated runs of one setting): the weight of a residual."""
+
+STEPS: dict[str, float] = {
+    "step_gpu_s": 1e-4,
+    "tp_step_gpu_s": 1e-4,
+    "step_host_s": 2e-4,
+    "tp_step_host_s": 2e-4,
+    "step_host_per_seq_s": 5e-6,
+    "truncation_per_vocab_s": 1e-9,
+    "truncation_per_logit_s": 2e-11,
+    "request_ingest_s": 5e-4,
+    "request_ingest_per_token_s": 1e-6,
+    "output_per_seq_s": 1e-5,
+    "tp_output_delay_s": 5e-4,
+}
+"""Constants that can be fitted, with the step of their finite difference."""
+
+DEFAULT_NAMES = (
+    "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
+    "output_per_seq_s", "tp_output_delay_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Residuals of the stages: log(predicted / measured), their weights, and what each belongs to."""
+
+    residual: Array
+    weight: Array
+    labels: tuple[tuple[str, str, str], ...]  # (experiment, model, metric)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostFit:
+    """Fitted constants, standard errors, the residuals there, and the errors of the left-out models.
+
+    `left_out`: {model: {metric: mean |error|}} of each model predicted by a fit without it.
+    """
+
+    engine: str
+    names: tuple[str, ...]
+    values: Array
+    standard_errors: Array
+    points: Points
+    left_out: Mapping[str, Mapping[str, float]]
+
+    def errors(self) -> dict[str, dict[str, float]]:
+        """{model: {metric: mean |error|}} with all runs in the fit."""
+        return _errors_by_model(self.points, self.points.residual)
+
+
+def with_engine(setup: Setup, engine: EngineProfile) -> Setup:
+    """The same run on another engine profile: scheduler, clients and the roofline priced with it."""
+    replicas = []
+    for spec in setup.cluster.replicas:
+        model = spec.cost_model
+        if not isinstance(model, RooflineCostModel):
+            raise CalibrationError(
+                f"cost model {type(model).__name__}: host constants are fitted on the roofline"
+            )
+        priced = RooflineCostModel(
+            model.model,
+            model.gpu,
+            model.calibration,
+            tp=model.tp,
+            engine=engine,
+            kv_dtype=model.kv_dtype,
+            ep=model.ep,
+        )
+        replicas.append(replace(spec, engine=engine, cost_model=priced))
+    return replace(setup, cluster=replace(setup.cluster, replicas=tuple(replicas)))
+
+
+def usable(experiments: Iterable[Experiment], engine: str) -> list[Experiment]:
+    """Runs on this engine profile that can teach host constants: dense, on calibrated GPUs, where nobody gave up."""
+    kept = []
+    for experiment in experiments:
+        try:
+            fits = engine_for(experiment) == engine and bool(resolve(settings_for(experiment)))
+        except InputError:
+            continue
+        overloaded = any(s.measured.get("failed_fraction", 0.0) > 0 for s in experiment.stages)
+        if fits and experiment.arch == "dense" and experiment.gpu.startswith("h100") and not overloaded:
+            kept.append(experiment)
+    return kept
+
+
+def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, float]]:
+    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed."""
+    setup = with_engine(resolve(settings_for(experiment)), engine)
+    outcome = run_experiment(experiment, seeds=1, setup=setup)
+    found = []
+    for stage in outcome.stages:
+        for metric, measured in stage.measured.items():
+            name = UNSTATED.get(metric, metric)
+            if name in NOISE and name in stage.predicted:
+                found.append((name, float(np.log(stage.predicted[name] / measured))))
+    return found
+
+
+def points_of(experiments: Sequence[Experiment], engine: EngineProfile, pool: ProcessPoolExecutor) -> Points:
+    """Residuals of all experiments under one profile."""
+    residuals: list[float] = []
+    weights: list[float] = []
+    labels: list[tuple[str, str, str]] = []
+    for experiment, rows in zip(
+        experiments, pool.map(partial(measure, engine=engine), experiments), strict=True
+    ):
+        stages = max(len(rows) // len(NOISE), 1)
+        for metric, value in rows:
+            residuals.append(value)
+            weights.append(1.0 / (NOISE[metric] * stages**0.5))
+            labels.append((experiment.key, experiment.model, metric))
+    return Points(np.array(residuals), np.array(weights), tuple(labels))
+
+
+def fit_host(
+    experiments: Sequence[Experiment], engine: str, names: Sequence[str], *, rounds: int = 2, jobs: int = 2
+) -> HostFit:
+    """Fit `names` (fields of `EngineProfile`, none below 0), starting from the profile as it stands.
+
+    Raises:
+        CalibrationError: no run on this engine, or a constant that cannot be fitted.
+    """
+    if not experiments:
+        raise CalibrationError(f"--engine: got {engine!r}, no dense run of the folder was served by it")
+    for name in names:
+        if name not in STEPS:
+            raise CalibrationError(f"--fit: got {name!r}, expected one of {', '.join(STEPS)}")
+    profile = load_engine(engine)
+    values = np.array([float(getattr(profile, name)) for name in names])
+    steps = np.array([STEPS[name] for name in names])
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+
+        def at(x: Array) -> Points:
+            return points_of(experiments, replace(profile, **dict(zip(names, x.tolist(), strict=True))), pool)
+
+        points = at(values)
+        for round_ in range(rounds):
+            slopes = [
+                (at(values + np.eye(len(names))[i] * h).residual - points.residual) / h
+                for i, h in enumerate(steps)
+            ]
+            jacobian = np.column_stack(slopes)
+            values = values + _solve(jacobian, points, values, np.ones(len(points.residual), dtype=bool))
+            points = at(values)
+            cost = float(np.sqrt(np.mean((points.residual * points.weight) ** 2)))
+            print(f"round {round_ + 1}: weighted rms {cost:.2f}", file=sys.stderr)
+    return HostFit(
+        engine,
+        tuple(names),
+        values,
+        _standard_errors(jacobian, points),
+        points,
+        _leave_out(jacobian, points, values),
+    )
+
+
+def _solve(jacobian: Array, points: Points, values: Array, rows: NDArray[np.bool_]) -> Array:
+    """Change of the constants that lowers the weighted residuals of `rows` most, robust, none below 0."""
+    from scipy.optimize import least_squares, lsq_linear
+
+    scale = np.array([max(v, 1e-12) for v in np.abs(jacobian[rows]).max(axis=0)])
+    a = jacobian[rows] * points.weight[rows, None] / scale
+    b = points.residual[rows] * points.weight[rows]
+    start = lsq_linear(a, -b, bounds=(-values * scale - 1e-15, np.inf)).x
+    found = least_squares(
+        lambda x: a @ x + b, np.maximum(start, -values * scale), bounds=(-values * scale - 1e-15, np.inf),
+        loss="soft_l1", f_scale=2.0,
+    )  # fmt: skip
+    return np.asarray(found.x / scale)
+
+
+def _standard_errors(jacobian: Array, points: Points) -> Array:
+    a = jacobian * points.weight[:, None]
+    spread = float(np.mean((points.residual * points.weight) ** 2))
+    return np.asarray(np.sqrt(np.diag(np.linalg.pinv(a.T @ a)) * spread))
+
+
+def _leave_out(jacobian: Array, points: Points, values: Array) -> dict[str, dict[str, float]]:
+    """Errors on each model's runs of the constants fitted without them (linear around the full fit)."""
+    models = [model for _, model, _ in points.labels]
+    errors: dict[str, dict[str, float]] = {}
+    for model in dict.fromkeys(models):
+        kept = np.array([m != model for m in models])
+        if kept.any():
+            change = _solve(jacobian, points, values, kept)
+            errors[model] = _errors_by_model(points, points.residual + jacobian @ change)[model]
+    return errors
+
+
+def _errors_by_model(points: Points, residual: Array) -> dict[str, dict[str, float]]:
+    """{model: {metric: mean |error|}}, stages averaged per experiment first."""
+    book: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for (key, model, metric), value in zip(points.labels, np.abs(np.expm1(residual)), strict=True):
+        book.setdefault(model, {}).setdefault(metric, {}).setdefault(key, []).append(float(value))
+    return {
+        model: {m: float(np.mean([np.mean(v) for v in keys.values()])) for m, keys in metrics.items()}
+        for model, metrics in book.items()
+    }
+
+
+# --- the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, print constants and errors, and with `--write` put the constants into an engines table."""
+    args = _parser().parse_args(argv)
+    experiments = usable(chosen(load_measured(args.measured), args.set.split(",")), args.engine)
+    names = tuple(args.fit.split(",")) if args.fit else DEFAULT_NAMES
+    found = fit_host(experiments, args.engine, names, rounds=args.rounds, jobs=args.jobs)
+    print(report(found))
+    if args.write:
+        write_constants(
+            Path(args.write), args.engine, dict(zip(found.names, found.values.tolist(), strict=True))
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stepline.calibration.host_fit", description=__doc__.split("\n")[0]
+    )  # type: ignore[union-attr]  # a module has its docstring
+    parser.add_argument("--measured", required=True, help="folder of measured runs")
+    parser.add_argument("--engine", default="vllm-0.15.1", help="engine profile (vllm-0.15.1)")
+    parser.add_argument("--set", default="A,B", help="sets of runs (A,B)")
+    parser.add_argument("--fit", help="constants, by commas: " + ", ".join(STEPS))
+    parser.add_argument("--rounds", type=int, default=2, help="Gauss-Newton rounds (2)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument("--write", help="engines.toml to put the constants into")
+    return parser
+
+
+def report(found: HostFit) -> str:
+    """Constants with standard errors; errors by model with all runs in the fit and with the model left out."""
+    lines = [f"{found.engine}: {len({k for k, _, _ in found.points.labels})} runs"]
+    for name, value, error in zip(found.names, found.values, found.standard_errors, strict=True):
+        lines.append(f"  {name:26} {value:.4g} ± {error:.2g}")
+    lines.append(f"{'model':42} {'TPOT':>6} {'TTFT':>6}   left out: {'TPOT':>6} {'TTFT':>6}")
+    inside, outside = found.errors(), found.left_out
+    for model, errors in inside.items():
+        row = [errors.get("tpot_mean"), errors.get("ttft_mean")]
+        row += [outside.get(model, {}).get(m) for m in ("tpot_mean", "ttft_mean")]
+        shown = ["–" if v is None else f"{100 * v:.1f}" for v in row]
+        lines.append(f"{model:42} {shown[0]:>6} {shown[1]:>6}             {shown[2]:>6} {shown[3]:>6}")
+    for title, book in (("mean of models", inside), ("mean, left out", outside)):
+        means = {m: np.mean([e[m] for e in book.values() if m in e]) for m in NOISE}
+        lines.append(f"{title:42} {100 * means['tpot_mean']:6.1f} {100 * means['ttft_mean']:6.1f}")
+    return "\n".join(lines)
+
+
+def write_constants(path: Path, engine: str, constants: Mapping[str, float]) -> None:
+    """Replace (or add) `name = value` lines in the engine's table of a TOML file.
+
+    Raises:
+        CalibrationError: no such engine in the file.
+    """
+    parts = re.split(r"(?m)^(?=\[\[engine\]\])", path.read_text(encoding="utf-8"))
+    for index, part in enumerate(parts):
+        if re.search(rf'(?m)^name = "{re.escape(engine)}"$', part):
+            for name, value in constants.items():
+                line = f"{name} = {value:.4g}"
+                part, count = re.subn(rf"(?m)^{name} = .*$", line, part)
+                if not count:
+                    part = re.sub(r"(?m)^source = ", f"{line}\nsource = ", part, count=1)
+            parts[index] = part
+            path.write_text("".join(parts), encoding="utf-8")
+            return
+    raise CalibrationError(f"{path}: got no engine {engine!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
