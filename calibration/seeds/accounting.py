@@ -14,9 +14,7 @@ from stepline.sim.cost.operators import (
     bytes_per_element,
     causal_pairs,
     ceil_div,
-    distinct_experts,
     elementwise_bytes,
-    expert_bytes,
     gemm_activation_bytes,
     gemm_flops,
     gemm_weight_bytes,
@@ -248,11 +246,9 @@ def _experts(model: ModelSpec, shape: StepShape, tp: int, part: float) -> Kernel
         raise ValueError(f"{model.name}: expected a mixture of experts")
     count = model.n_moe_layers * part
     one = MoeShape(model.hidden_size, ceil_div(moe.expert_size, tp), moe.n_experts, moe.top_k, moe.gated)
-    flops, moved = moe_work(shape.tokens, one, model.weight_dtype)
-    touched = float(distinct_experts(shape.tokens, moe.n_experts, moe.top_k))
-    weights = touched * expert_bytes(one, model.weight_dtype)
-    launches = max(1, round(count))
-    return KernelAccount("experts", launches, count * flops, count * weights, 0.0, count * (moved - weights))
+    work = moe_work(shape.tokens, one, model.weight_dtype)
+    flops, weights, activations = (count * float(amount) for amount in work)
+    return KernelAccount("experts", max(1, round(count)), flops, weights, 0.0, activations)
 
 
 def _final_norm(model: ModelSpec, shape: StepShape) -> KernelAccount:

@@ -52,7 +52,16 @@ def folder(tmp_path_factory):
     )
     kernels = ("--kernels", "gemm,attention_prefill,attention_decode,copy,host", "--out", "t.parquet")
     calls("stepline.calibration.cli", "measure", *flags, *kernels, cwd=folder)
-    calls("stepline.calibration.cli", "fit", "--source", "t.parquet", "--out", "c.json", cwd=folder)
+    calls(
+        "stepline.calibration.cli",
+        "fit",
+        "--source",
+        "t.parquet",
+        "--no-residual",
+        "--out",
+        "c.json",
+        cwd=folder,
+    )
     return folder
 
 
