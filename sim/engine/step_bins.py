@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TIME_BINS = 256
-FIRST_WIDTH_S = 1 / 2  # with 256 bins as long as `series` with 2048 of 1/16 s: the two double together
+FIRST_WIDTH_S = 1 / 16
 PER_DECADE = 20
 """Value bins a factor of ten: a bin is 12 % wide."""
 

@@ -61,7 +61,7 @@ def distribution(values_s: Floats) -> dict[str, float | None]:
 
 def gap_distribution(gaps: Gaps) -> dict[str, float | None]:
     """The same figures over every inter-token gap, exact as if each gap were stored."""
-    rows = _Rows.of(gaps)
+    rows = GapRows.of(gaps)
     if rows.total == 0:
         return dict.fromkeys(["mean", *PERCENTILES, "max"])
     points = gap_quantiles(gaps, list(PERCENTILES.values()))
@@ -77,7 +77,7 @@ def gap_quantiles(gaps: Gaps, fractions: Sequence[float]) -> Floats:
     the value, keeping only the rows that still straddle the interval, then by sorting what is left: O(rows) time
     and memory however many tokens the rows stand for. Interpolation as `PERCENTILE_METHOD`.
     """
-    rows = _Rows.of(gaps)
+    rows = GapRows.of(gaps)
     if rows.total == 0:
         return np.full(len(fractions), np.nan)
     position = (rows.total - 1) * np.asarray(fractions, dtype=np.float64)
@@ -95,7 +95,7 @@ def gap_std(gaps: Gaps) -> float:
 
     Each row contributes n·(mean - m)² plus the spread delta²·n(n² - 1)/12 of its own progression.
     """
-    rows = _Rows.of(gaps)
+    rows = GapRows.of(gaps)
     if rows.total == 0:
         return 0.0
     means = rows.low + rows.delta * (rows.n - 1) / 2
@@ -105,7 +105,7 @@ def gap_std(gaps: Gaps) -> float:
     return float(np.sqrt(((mass * (means - mean) ** 2).sum() + own.sum()) / rows.total))
 
 
-class _Rows(NamedTuple):
+class GapRows(NamedTuple):
     """Rising progressions low, low + delta, ... with their multiplicity; constant rows are one element."""
 
     low: Floats
@@ -114,7 +114,8 @@ class _Rows(NamedTuple):
     weight: NDArray[np.int64]
 
     @classmethod
-    def of(cls, gaps: Gaps) -> _Rows:
+    def of(cls, gaps: Gaps) -> GapRows:
+        """The rows of `gaps` that hold any."""
         kept = (gaps.n > 0) & (gaps.weight > 0)
         first, delta, n, weight = gaps.first_s[kept], gaps.delta_s[kept], gaps.n[kept], gaps.weight[kept]
         falling = delta < 0
@@ -129,6 +130,7 @@ class _Rows(NamedTuple):
 
     @property
     def high(self) -> Floats:
+        """The largest element of each row."""
         return self.low + self.delta * (self.n - 1)
 
     def up_to(self, x: float) -> NDArray[np.int64]:
@@ -140,17 +142,17 @@ class _Rows(NamedTuple):
         below += (below < self.n) & (self.low + self.delta * below <= x)
         return np.where(self.low <= x, below, 0)
 
-    def part(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> _Rows:
+    def part(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> GapRows:
         """Elements start..stop-1 of each row; rows left without any are dropped.
 
         Offsets are folded into `low`, in the same floating-point form `low + delta * start` that a full row has.
         """
         kept = stop > start
         low = self.low[kept] + self.delta[kept] * start[kept]
-        return _Rows(low, self.delta[kept], (stop - start)[kept], self.weight[kept])
+        return GapRows(low, self.delta[kept], (stop - start)[kept], self.weight[kept])
 
 
-def _order_statistics(rows: _Rows, ranks: NDArray[np.int64]) -> Floats:
+def _order_statistics(rows: GapRows, ranks: NDArray[np.int64]) -> Floats:
     """Values at sorted 0-based `ranks` of the pooled elements."""
     if not len(ranks):
         return np.empty(0)
@@ -169,7 +171,7 @@ def _order_statistics(rows: _Rows, ranks: NDArray[np.int64]) -> Floats:
     return np.concatenate(picked)
 
 
-def _sorted_pick(rows: _Rows, ranks: NDArray[np.int64]) -> Floats:
+def _sorted_pick(rows: GapRows, ranks: NDArray[np.int64]) -> Floats:
     row = np.repeat(np.arange(len(rows.n)), rows.n)
     step = np.arange(len(row)) - np.repeat(np.cumsum(rows.n) - rows.n, rows.n)
     values = rows.low[row] + rows.delta[row] * step

@@ -16,9 +16,10 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stepline.sim.engine.result import STATUSES, RunResult
+from stepline.sim.engine.result import RunResult
 from stepline.traces.errors import ConfigError
 
+from .result_tables import chunk_table, histogram_table, preemption_table, request_table
 from .summary import summary
 
 MANIFEST = "manifest.json"
@@ -90,14 +91,25 @@ def write_run(
     command: str | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write manifest.json, summary.json, requests.parquet and, when recorded, steps.parquet into `directory`.
+    """Write a run into `directory`; use inside `atomic_dir`.
 
-    `figures`: the summary if it is at hand already. Use inside `atomic_dir`.
+    manifest.json, summary.json, requests.parquet; what reports are made of: series.parquet, histograms.parquet,
+    preemptions.parquet; when recorded also steps.parquet and chunks.parquet.
+
+    `figures`: the summary if it is at hand already.
     """
     write_json(directory / "summary.json", figures or summary(result))
-    write_table(request_table(result), directory / "requests.parquet")
-    if result.steps is not None:
-        write_table(result.steps, directory / "steps.parquet")
+    tables = {
+        "requests": request_table(result),
+        "series": result.totals.series,
+        "histograms": histogram_table(result),
+        "preemptions": preemption_table(result),
+        "steps": result.steps,
+        "chunks": chunk_table(result),
+    }
+    for name, table in tables.items():
+        if table is not None:
+            write_table(table, directory / f"{name}.parquet")
     write_json(directory / MANIFEST, manifest(result, command))
 
 
@@ -108,6 +120,8 @@ def manifest(result: RunResult, command: str | None = None) -> dict[str, Any]:
         "kind": "run",
         "command": command,
         "config": dict(result.config),
+        "n_gpus": result.n_gpus,
+        "peaks": dict(result.peaks),
         "versions": versions(),
         "wall_s": result.simulator["wall_s"],
         "warnings": list(result.warnings),
@@ -118,31 +132,6 @@ def versions() -> dict[str, str]:
     """Versions of the program, of Python and of the libraries that could change a number."""
     names = ("stepline", "numpy", "scipy", "pandas", "simpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def request_table(result: RunResult) -> pd.DataFrame:
-    """`requests.parquet`: one row a request in the order of the trace; absent values are null."""
-    rows = result.requests.sort_values("request_index", kind="stable").reset_index(drop=True)
-    index = rows["request_index"].to_numpy()
-    names = [name for name in ("request_id", "session_id", "tenant") if name in result.trace_columns]
-    labels = {name: [result.trace_columns[name][i] for i in index] for name in names}
-    replica = rows["replica"]
-    table = {
-        "request_id": labels.get("request_id", [str(i) for i in index]),
-        "session_id": labels.get("session_id", [None] * len(rows)),
-        "replica": replica.astype("Int32").mask(replica < 0),
-        **{name: rows[name] for name in _REQUEST_COLUMNS},
-        "status": np.array(STATUSES, dtype=object)[rows["status"].to_numpy(np.int64)],
-    }
-    if "tenant" in labels:
-        table["tenant"] = labels["tenant"]
-    return pd.DataFrame(table)
-
-
-_REQUEST_COLUMNS = (
-    "arrival_s", "scheduled_s", "first_token_s", "finish_s", "input_tokens", "output_tokens", "cached_tokens",
-    "preemptions",
-)  # fmt: skip
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -29,10 +29,11 @@ def summary(result: RunResult) -> dict[str, Any]:
     """The content of `summary.json`: seconds, fractions of 1, tokens; None where a figure does not apply.
 
     Keys: schema_version, percentile_method, duration_s, n_gpus, requests, ttft_s, tpot_s, itl_s, e2e_s, queue_s,
-    throughput, kv, time_frac, mfu_frac, mbu_frac, cost, slo (with objectives), verdict, simulator, warnings.
+    throughput, kv, time_frac, mfu_frac, mbu_frac, kernel_s, cost, slo (with objectives), verdict, simulator, warnings.
     Latencies are of finished requests (definitions: `stepline.sim.report.metrics`); rates are over `duration_s`, first
     arrival to last event; `time_frac` divides the GPU time of that span (busy + idle, all replicas) and sums to 1;
-    `mfu_frac` and `mbu_frac` are FLOPs and HBM bytes of the work over the datasheet peak while steps run.
+    `kernel_s` {kernel: {bound: s}} is the busy part of it; `mfu_frac` and `mbu_frac` are FLOPs and HBM bytes of the
+    work over the datasheet peak while steps run.
     """
     done = metrics.finished(result)
     seconds = metrics.latencies(done)
@@ -54,6 +55,7 @@ def summary(result: RunResult) -> dict[str, Any]:
         "throughput": _throughput(result, duration_s, good),
         "kv": _kv(result),
         "time_frac": time_frac(result),
+        "kernel_s": {kernel: dict(bounds) for kernel, bounds in result.totals.seconds.items()},
         "mfu_frac": _share(result.totals.flops, result.totals.busy_s * result.peaks["flops_per_s"]),
         "mbu_frac": _share(result.totals.hbm_bytes, result.totals.busy_s * result.peaks["bytes_per_s"]),
         "cost": _cost(result, duration_s),

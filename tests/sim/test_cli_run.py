@@ -64,7 +64,10 @@ def test_one_run_prints_tables_and_writes_a_directory(here, capsys):
         "results/runs/t-chunked-",
     ):
         assert word in out
-    assert [Path(p).name for p in made(here)] == ["manifest.json", "requests.parquet", "summary.json"]
+    assert [Path(p).name for p in made(here)] == [
+        "histograms.parquet", "manifest.json", "preemptions.parquet", "requests.parquet", "series.parquet",
+        "summary.json",
+    ]  # fmt: skip
 
 
 def test_json_is_the_summary_and_nothing_else(here, capsys):
