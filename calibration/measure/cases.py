@@ -20,8 +20,7 @@ Heads = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel shape to time; fields named as in `schema.TIMING_COLUMNS`. `priority`: smaller is timed
-    earlier.
+    """One kernel shape to time; fields named as in `schema.TIMING_COLUMNS`. `priority`: smaller is timed earlier.
 
     `attention_mixed`: `prefill_batch` chunks of `query_tokens` on `history_tokens` beside `batch` decodes of
     `decode_context_tokens` keys each, in one call where the library can.
@@ -67,8 +66,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Axes from which the cases of one size are made; the numbers are ours, chosen to span what serving
-    meets.
+    """Axes from which the cases of one size are made; the numbers are ours, chosen to span what serving meets.
 
     gemm_m             tokens in a step; gemm_nk weights (n, k) of one GPU
     heads              attention shapes

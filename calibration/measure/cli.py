@@ -145,7 +145,7 @@ def _measure(args: argparse.Namespace, kernels: Kernels, timer: Timer, dtype: st
         outcome = run_loop(
             todo, kernels, timer, table, case_s=CASE_S[args.size], budget_s=budget, progress=progress
         )
-    close(args.out, args.size, kernels, table, outcome)
+    close(args.out, args.size, kernels, timer, table, outcome)
     return 0
 
 
@@ -165,21 +165,20 @@ def only(todo: list[Case], kernels: str | None) -> list[Case]:
 
 
 def collectives(kernels: Kernels, dtype: str) -> list[Case]:
-    """All-reduce cases for the GPUs of this machine: 2, 4 and 8 of them, 1 KiB to 256 MiB; none with a single
-    GPU.
-    """
+    """All-reduce cases for the GPUs of this machine: 2, 4 and 8 of them, 1 KiB to 256 MiB; none with a single GPU."""
     worlds = [w for w in (2, 4, 8) if w <= int(getattr(kernels, "n_gpus", 1))]
     sizes = [2**i for i in range(10, 29, 2)]
     return [Case("all_reduce", dtype, world=w, message_bytes=b) for w in worlds for b in sizes]
 
 
-def close(out: Path, size: str, kernels: Kernels, table: TimingTable, outcome: Outcome) -> None:
+def close(out: Path, size: str, kernels: Kernels, timer: Timer, table: TimingTable, outcome: Outcome) -> None:
     """Write the machine facts and say on stderr what was timed, kept, left and unsupported."""
     from .facts import host_facts, measured_peaks, write_facts, write_gpu
 
     frame = table.frame() if len(table) else None
     facts: dict[str, Any] = {"size": size, "gpu": kernels.gpu, **host_facts(), **kernels.facts()}
     facts |= {"rows": len(table), "left_for_lack_of_time": outcome.left, "unsupported": outcome.unsupported}
+    facts["clocks_seen"] = getattr(timer, "clocks", [])
     facts["measured_peaks"] = measured_peaks(frame) if frame is not None else None
     path = write_facts(out, facts)
     if frame is not None:

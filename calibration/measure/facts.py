@@ -1,6 +1,4 @@
-"""The machine beside the timings: what it is, what it ran at, its measured peaks, as JSON next to the
-parquet.
-"""
+"""The machine beside the timings: what it is, what it ran at, its measured peaks, as JSON next to the parquet."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def nvidia_facts(index: int = 0) -> dict[str, str]:
-    """What the NVIDIA driver says of a GPU now (clocks, limits, temperature); empty where it cannot be
-    asked.
-    """
+    """What the NVIDIA driver says of a GPU now (clocks, limits, temperature); empty where it cannot be asked."""
     command = [
         "nvidia-smi",
         f"--id={index}",
@@ -112,9 +108,7 @@ def gpu_name(device_name: str) -> str:
 
 
 def measured_peaks(table: pd.DataFrame) -> dict[str, Any]:
-    """Best rates in the table: FLOP/s by GEMM type, bytes/s of copies that leave the cache, seconds of a
-    launch.
-    """
+    """Best rates in the table: FLOP/s by GEMM type, bytes/s of copies that leave the cache, seconds of a launch."""
     import numpy as np
 
     gemm = table[table["kernel"] == "gemm"]

@@ -8,9 +8,7 @@ from functools import lru_cache
 from .cases import Grid, Size
 
 BUDGET_S: dict[Size, float | None] = {"quick": 105.0, "standard": 450.0, "full": None}
-"""Seconds of timing a size may take on a GPU: 2 and 8 minutes less start-up. A full run takes what it
-takes.
-"""
+"""Seconds of timing a size may take on a GPU: 2 and 8 minutes less start-up. A full run takes what it takes."""
 
 CPU_BUDGET_S: dict[Size, float | None] = {"quick": 30.0, "standard": 240.0, "full": None}
 CASE_S: dict[Size, float] = {"quick": 0.03, "standard": 0.08, "full": 0.25}
@@ -136,9 +134,7 @@ CPU_GRIDS["full"] = CPU_GRIDS["standard"]
 
 
 def grid(size: Size, *, gpu: bool) -> Grid:
-    """The grid of a size; on a GPU its GEMMs include those of the catalogue's models at TP 1 to 8, each shape
-    once.
-    """
+    """The grid of a size; on a GPU its GEMMs include those of the catalogue's models at TP 1 to 8, each shape once."""
     from dataclasses import replace
 
     if not gpu:
@@ -149,8 +145,7 @@ def grid(size: Size, *, gpu: bool) -> Grid:
 
 @lru_cache(maxsize=4)
 def catalogue_weights(size: Size) -> tuple[tuple[int, int], ...]:
-    """(n, k) of every linear layer and LM head of the size's models, as one GPU of TP 1–8 holds it, without
-    repeats.
+    """(n, k) of every linear layer and LM head of the size's models, as one GPU of TP 1–8 holds it, without repeats.
 
     Quick: Llama-3.1-8B at TP 1 and 70B at TP 8. Standard: `CORE_MODELS` at every TP. Full: the whole
     catalogue.

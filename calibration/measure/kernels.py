@@ -34,6 +34,11 @@ class Kernels(Protocol):
     most_copies: int
     round_flops: float
 
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What the library raises where it cannot run a shape (out of memory, unsupported head size)."""
+        ...
+
     def library(self, case: Case) -> str:
         """NAME-VERSION of whoever runs the case. Raises Unsupported where nobody can."""
         ...
@@ -87,9 +92,7 @@ def prepare(case: Case, kernels: Kernels) -> Prepared:
 
 
 def stream_bytes(case: Case) -> int:
-    """Bytes of the operands that should come from memory: weights, cached keys and values, or the rows
-    themselves.
-    """
+    """Bytes of the operands that should come from memory: weights, cached keys and values, or the rows themselves."""
     size = ELEMENT_BYTES[case.dtype]
     match case.kernel:
         case "gemm":

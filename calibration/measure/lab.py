@@ -48,9 +48,7 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One timed step. Rates are achieved; `_frac` of the measured ceilings; `ceiling_tok_per_s` by bandwidth
-    alone.
-    """
+    """One timed step. Rates are achieved; `_frac` of the measured ceilings; `ceiling_tok_per_s` by bandwidth alone."""
 
     phase: str
     tokens: int

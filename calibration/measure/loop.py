@@ -1,6 +1,4 @@
-"""The measuring loop: cases in order of importance, under a time budget, resumable, the table safe on
-disk.
-"""
+"""The measuring loop: cases in order of importance, under a time budget, resumable, the table safe on disk."""
 
 from __future__ import annotations
 
@@ -8,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from stepline.traces.errors import CalibrationError
 
 from .cases import Case
 from .kernels import Kernels, Unsupported, prepare
@@ -28,9 +28,7 @@ class Progress(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run of the loop did: cases timed now, kept from before, left for lack of time, unsupported by
-    reason.
-    """
+    """What a run of the loop did: cases timed now, kept from before, left for lack of time, unsupported by reason."""
 
     timed: int = 0
     kept: int = 0
@@ -54,8 +52,7 @@ def run(
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Time every case that `table` lacks, until done or `budget_s` seconds are spent; the table is always
-    flushed.
+    """Time every case that `table` lacks, until done or `budget_s` seconds are spent; the table is always flushed.
 
     Args:
         case_s: seconds of samples of one case.
@@ -79,9 +76,14 @@ def run(
     return outcome
 
 
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def _one(
     case: Case, kernels: Kernels, timer: Timer, table: TimingTable, case_s: float, outcome: Outcome
 ) -> None:
+    refusals: tuple[type[Exception], ...] = (Unsupported, *kernels.failures)
     try:
         row = case.columns() | {"gpu": kernels.gpu, "library": kernels.library(case)}
         if row in table:
@@ -89,8 +91,17 @@ def _one(
             return
         prepared = prepare(case, kernels)
         timing = timer.time(prepared.calls, case_s, graph=prepared.graph)
-    except Unsupported as reason:
-        text = f"{case.kernel}: {reason}"
+    except refusals as reason:
+        said = str(reason).partition("\n")[0]
+        if "CUDA error" in said:  # such an error sticks to the process: every later call would fail as well
+            raise CalibrationError(
+                f"{case.label()}: {said}; the rows so far are kept, run again to go on"
+            ) from reason
+        text = (
+            f"{case.kernel}: {said}"
+            if isinstance(reason, Unsupported)
+            else f"{case.kernel}: {_named(reason)}"
+        )
         outcome.unsupported[text] = outcome.unsupported.get(text, 0) + 1
         return
     table.add(

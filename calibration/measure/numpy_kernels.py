@@ -1,6 +1,4 @@
-"""Kernels in NumPy: they calibrate this CPU, and let the whole loop run where there is neither GPU nor
-torch.
-"""
+"""Kernels in NumPy: they calibrate this CPU, and let the whole loop run where there is neither GPU nor torch."""
 
 from __future__ import annotations
 
@@ -27,6 +25,7 @@ class NumpyKernels:
 
     most_copies = 64
     round_flops = 1e9
+    failures = (MemoryError,)
 
     def __init__(self, arena_bytes: int = ARENA_BYTES, seed: int = 0) -> None:
         self.gpu = "cpu"
@@ -194,18 +193,14 @@ def silu_mul(gate: Array, up: Array) -> Array:
 
 
 def rope(x: Array, angle: Array) -> Array:
-    """Rotate pairs (x[i], x[i + n/2]) of each row by precomputed cosines and sines held in `angle`'s
-    halves.
-    """
+    """Rotate pairs (x[i], x[i + n/2]) of each row by precomputed cosines and sines held in `angle`'s halves."""
     half = x.shape[1] // 2
     a, b, cos, sin = x[:, :half], x[:, half : 2 * half], angle[:, :half], angle[:, half : 2 * half]
     return np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=1)
 
 
 def split_mixed(case: Case) -> tuple[Case, Case]:
-    """The chunk and the decodes of a mixed case as cases of their own, for libraries without a joint
-    kernel.
-    """
+    """The chunk and the decodes of a mixed case as cases of their own, for libraries without a joint kernel."""
     from dataclasses import replace
 
     chunk = replace(case, kernel="attention_prefill", batch=case.prefill_batch)
@@ -239,9 +234,7 @@ def refuse_beyond(n_bytes: int, free: int) -> None:
 
 
 def cpu_cache_bytes() -> int:
-    """Largest cache of core 0 as Linux states it; 32 MiB where it does not say (typical of a server's L3
-    slice).
-    """
+    """Largest cache of core 0 as Linux states it; 32 MiB where it does not say (typical of a server's L3 slice)."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()

@@ -19,9 +19,7 @@ KEY_COLUMNS = tuple(c for c in TIMING_COLUMNS if c not in _TIMING)
 
 
 class TimingTable:
-    """Rows in memory and in a parquet file. `flush` replaces the file at once, so that a cut run loses
-    nothing.
-    """
+    """Rows in memory and in a parquet file. `flush` replaces the file at once, so that a cut run loses nothing."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -12,9 +12,7 @@ import numpy as np
 from .kernels import Call
 
 SHORTEST_SAMPLE_S = 200e-6
-"""A sample shorter than this is repeated until it is not: 1000 ticks of a clock that resolves well under 1
-µs.
-"""
+"""A sample shorter than this is repeated until it is not: 1000 ticks of a clock that resolves well under 1 µs."""
 
 FEWEST_SAMPLES, MOST_SAMPLES = 3, 40
 """A median needs three; each is already the mean of a round of calls."""
@@ -38,9 +36,7 @@ class Timer(Protocol):
     """Times calls that rotate over operands."""
 
     def time(self, calls: Sequence[Call], budget_s: float, *, graph: bool = True) -> Timing:
-        """Seconds per call over whole rounds of `calls`, in about `budget_s` (at least `FEWEST_SAMPLES`
-        rounds).
-        """
+        """Seconds per call over whole rounds of `calls`, in about `budget_s` (at least `FEWEST_SAMPLES` rounds)."""
         ...
 
 

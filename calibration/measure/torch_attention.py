@@ -1,5 +1,4 @@
-"""Attention of FlashInfer, FlashAttention (vLLM's, then the package) and torch itself, each proved on a small
-case.
+"""Attention of FlashInfer, FlashAttention (vLLM's, then the package) and torch itself, each proved on a small case.
 
 All take the same operands: packed sequences of different lengths, queries that see every key before them.
 """
@@ -25,9 +24,7 @@ WORKSPACE_BYTES = 256 * 2**20
 """Scratch memory that FlashInfer asks for."""
 
 TOLERANCE = 3e-2
-"""Largest error against float32, relative to the largest output: bf16 has 8 bits of mantissa (4e-3), times a
-few.
-"""
+"""Largest error against float32, relative to the largest output: bf16 has 8 bits of mantissa (4e-3), times a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +37,7 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Packed operands: q (Σ s, H, d), k and v (Σ c, K, d); lengths in tokens of each sequence, on the
-    host.
-    """
+    """Packed operands: q (Σ s, H, d), k and v (Σ c, K, d); lengths in tokens of each sequence, on the host."""
 
     torch: Any
     q: Any
@@ -97,8 +92,7 @@ def libraries(kernels: TorchKernels, kernel: str) -> Iterable[Callable[[], Libra
 def first_right(
     kernels: TorchKernels, kernel: str, makers: Iterable[Callable[[], Library]], source: Any
 ) -> Library:
-    """The first library that imports, runs and agrees with float32 on a small case; the others are noted with
-    why not.
+    """The first library that imports, runs and agrees with float32 on a small case; the others are noted with why not.
 
     Raises:
         Unsupported: none does.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from .facts import nvidia_facts
 from .kernels import Call
 from .timers import Timer, Timing, WallTimer, sample
 
@@ -15,11 +17,10 @@ if TYPE_CHECKING:
     from .torch_kernels import TorchKernels
 
 GRAPH_S = 1e-3
-"""A captured graph lasts at least this long (by repeating short rounds), so that its own launch does not
-count.
-"""
+"""A captured graph lasts at least this long (by repeating short rounds), so that its own launch does not count."""
 
 MOST_ROUNDS = 16
+WATCH_S = 15.0
 
 
 def open_device(device: str, dtype: str) -> tuple[TorchKernels, Timer, str]:
@@ -40,15 +41,25 @@ def open_device(device: str, dtype: str) -> tuple[TorchKernels, Timer, str]:
                 f"--device: got {device}, but torch {torch.__version__} sees {n_gpus} CUDA devices"
             )
         torch.cuda.set_device(device)
-        return TorchKernels(torch, device, dtype), GraphTimer(torch), dtype
+        return (
+            TorchKernels(torch, device, dtype),
+            GraphTimer(torch, lambda: nvidia_facts(int(index or 0))),
+            dtype,
+        )
     return TorchKernels(torch, "cpu", dtype), WallTimer(), dtype
 
 
 class GraphTimer:
-    """Times calls as replays of a CUDA graph that holds whole rounds of them; CUDA events are the clock."""
+    """Times calls as replays of a CUDA graph that holds whole rounds of them; CUDA events are the clock.
 
-    def __init__(self, torch: Any) -> None:
-        self._torch = torch
+    `clocks`: what the driver said (`watch`) right after a timing, at most every `WATCH_S` seconds: the clocks under
+    load, not those of an idle device.
+    """
+
+    def __init__(self, torch: Any, watch: Callable[[], dict[str, str]] = dict) -> None:
+        self._torch, self._watch = torch, watch
+        self._watched = -WATCH_S
+        self.clocks: list[dict[str, str]] = []
 
     def time(self, calls: Sequence[Call], budget_s: float, *, graph: bool = True) -> Timing:
         """See `Timer.time`. Without `graph` (collectives, launch overhead) calls are launched one by one."""
@@ -58,7 +69,14 @@ class GraphTimer:
             return sample(lambda n: self._eager(calls, n), len(calls), budget_s, graph=False)
         rounds = max(1, min(MOST_ROUNDS, math.ceil(GRAPH_S / max(first, 1e-9))))
         captured = self._capture([*calls] * rounds)
-        return sample(lambda n: self._replay(captured, n), rounds * len(calls), budget_s, graph=True)
+        timing = sample(lambda n: self._replay(captured, n), rounds * len(calls), budget_s, graph=True)
+        self._look()
+        return timing
+
+    def _look(self) -> None:
+        if time.monotonic() - self._watched >= WATCH_S and (seen := self._watch()):
+            self.clocks.append(seen)
+            self._watched = time.monotonic()
 
     def _eager(self, calls: Sequence[Call], rounds: int) -> float:
         def launch() -> None:

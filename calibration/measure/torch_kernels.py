@@ -1,6 +1,4 @@
-"""Kernels on a torch device. Per kernel the first library is used that is installed and proves right on a
-small case.
-"""
+"""Kernels on a torch device. Per kernel the first library is used that is installed and proves right on a small case."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": 
 
 
 class Operands:
-    """Random operands: consecutive views of one arena of normal numbers, so that no two calls share lines of
-    cache.
-    """
+    """Random operands: consecutive views of one arena of normal numbers, so that no two calls share lines of cache."""
 
     def __init__(self, torch: Any, device: Any, n_bytes: int, seed: int = 0) -> None:
         self._torch, self.device = torch, device
@@ -61,6 +57,12 @@ class Operands:
 
 class TorchKernels:
     """Kernels of torch and of the libraries around it, on one device."""
+
+    failures = (
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    )  # torch's out-of-memory error is a RuntimeError
 
     def __init__(self, torch: Any, device: str, dtype: str, arena_bytes: int | None = None) -> None:
         self.torch, self.dtype = torch, dtype
@@ -176,9 +178,7 @@ class TorchKernels:
         return lambda: torch.mm(x, weight.t(), out=out)
 
     def _fp8_gemm(self, m: int, n: int, k: int) -> Call:
-        """fp8 x fp8 -> bf16 with one scale a tensor; activations arrive quantised (their quantising is not
-        timed).
-        """
+        """fp8 x fp8 -> bf16 with one scale a tensor; activations arrive quantised (their quantising is not timed)."""
         torch = self.torch
         if m % 16 or n % 16 or k % 16:
             raise Unsupported("fp8 GEMMs need multiples of 16")

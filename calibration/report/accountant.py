@@ -89,9 +89,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("kv_share", "datum.kv_gb / (datum.kv_gb + datum.weight_gb)"),
     ("fits", "datum.memory_gb < datum.gpus[gpu].memory"),
 )  # fmt: skip
-"""The arithmetic of the page, in Vega expressions: name, expression; parameters are model, gpu, batch,
-context ...
-"""
+"""The arithmetic of the page, in Vega expressions: name, expression; parameters are model, gpu, batch, context ..."""
 
 LEVER = (
     "!datum.fits ? 'does not fit: more GPUs, smaller weights or KV' : "
@@ -102,9 +100,7 @@ LEVER = (
 
 
 def accountant(model: str, gpu: str, batch: int, context: int) -> Any:
-    """The interactive chart: GB of weights and KV on one GPU at the chosen batch, and the ceiling over
-    batch.
-    """
+    """The interactive chart: GB of weights and KV on one GPU at the chosen batch, and the ceiling over batch."""
     import altair as alt
 
     base = _base(_parameters(model, gpu, batch, context))

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from stepline.sim.cost.specs import GpuSpec
 
 MOST_POINTS = 1200
-"""Points of one kernel in the scatter: an even sample over the sorted shapes beyond it; errors use every
-row.
-"""
+"""Points of one kernel in the scatter: an even sample over the sorted shapes beyond it; errors use every row."""
 
 
 def predictions(table: pd.DataFrame, calibration: Calibration, gpu: GpuSpec) -> pd.DataFrame:
@@ -85,9 +83,7 @@ REGIME_NAMES = {"query_tokens": "prompt", "context_tokens": "context"}
 
 
 def map_axes(task: Task, x: dict[str, Any]) -> tuple[Any, Any]:
-    """Axes of a residual map: tokens against weights for GEMMs, length against batch (times heads) for
-    attention.
-    """
+    """Axes of a residual map: tokens against weights for GEMMs, length against batch (times heads) for attention."""
     if task.name == "gemm":
         return x["m"], x["n"] * x["k"]
     if "heads" in x:
@@ -106,8 +102,7 @@ AXIS_TITLES = {
 
 
 def error_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean absolute error by kernel and regime: of the formula, and of the datasheet roofline; number of
-    shapes.
+    """Mean absolute error by kernel and regime: of the formula, and of the datasheet roofline; number of shapes.
 
     Columns: kernel, regime, shapes, formula, datasheet (fractions).
     """
@@ -156,9 +151,7 @@ def residual_map(found: pd.DataFrame, kernel: str, bins: int = 18) -> pd.DataFra
 
 
 def _edges(values: Any, bins: int) -> Any:
-    """Cell borders: halfway between the values where they are few, else evenly spaced; both on a log
-    scale.
-    """
+    """Cell borders: halfway between the values where they are few, else evenly spaced; both on a log scale."""
     levels = np.unique(values)
     if len(levels) == 1:
         return np.array([levels[0] / 1.25, levels[0] * 1.25])

@@ -22,9 +22,7 @@ RATES = [10**i for i in range(6, 17)]
 
 
 def roofline(points: pd.DataFrame, gpu: GpuSpec, subtitle: str) -> Any:
-    """Kernels under the roof of a GPU, one panel a step; the area of a point is its share of the step's
-    time.
-    """
+    """Kernels under the roof of a GPU, one panel a step; the area of a point is its share of the step's time."""
     import altair as alt
 
     seen = points[points["time_frac"] > 5e-4]
@@ -93,9 +91,7 @@ LABEL_PLACES: dict[str, dict[str, Any]] = {
     "experts": {"dy": 48},
     "elementwise": {"dx": 12, "dy": 8, "align": "left"},
 }
-"""Where the label of a class stands from its heaviest kernel, in pixels: apart, also where the points
-coincide.
-"""
+"""Where the label of a class stands from its heaviest kernel, in pixels: apart, also where the points coincide."""
 
 
 def _labels(part: pd.DataFrame) -> pd.DataFrame:

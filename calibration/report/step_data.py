@@ -1,6 +1,4 @@
-"""Frames behind the pictures of a model's steps: kernels on the roofline, tokens/s over batch, shares of the
-traffic.
-"""
+"""Frames behind the pictures of a model's steps: kernels on the roofline, tokens/s over batch, shares of the traffic."""
 
 from __future__ import annotations
 
@@ -70,8 +68,7 @@ def step_work(shape: StepShape, windows: tuple[tuple[int | None, int], ...]) -> 
 
 
 def roofline_points(cost: RooflineCostModel, batch: int, context: int) -> pd.DataFrame:
-    """Every kernel of a decode and of three prefills: intensity, achieved FLOP/s, share of the step,
-    efficiency.
+    """Every kernel of a decode and of three prefills: intensity, achieved FLOP/s, share of the step, efficiency.
 
     Columns: step, phase, kernel, class, flop_per_byte, flop_per_s, roof_frac (of the roofline at that
     intensity),
@@ -155,8 +152,7 @@ def _peak(cost: RooflineCostModel, name: str) -> float:
 
 
 def decode_curve(cost: RooflineCostModel, contexts: tuple[int, ...] = CONTEXTS) -> pd.DataFrame:
-    """Tokens/s of decodes over batch: what the calibration gives, and what bandwidth and peak alone would
-    allow.
+    """Tokens/s of decodes over batch: what the calibration gives, and what bandwidth and peak alone would allow.
 
     Columns: context, batch, rate (calibrated), ceiling (the floor of every kernel), bandwidth (reads alone).
     """

@@ -1,6 +1,4 @@
-"""`calibrate seeds`: the figures of five teaching texts, recomputed; the accounting and the questions they
-pose.
-"""
+"""`calibrate seeds`: the figures of five teaching texts, recomputed; the accounting and the questions they pose."""
 
 from __future__ import annotations
 

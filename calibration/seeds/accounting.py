@@ -1,6 +1,4 @@
-"""Per-kernel accounting of a decoder: FLOPs, weight, KV and activation bytes, intensity and regime of every
-kernel.
-"""
+"""Per-kernel accounting of a decoder: FLOPs, weight, KV and activation bytes, intensity and regime of every kernel."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ if TYPE_CHECKING:
 Phase = Literal["prefill", "decode"]
 
 NORM_FLOPS = 5
-"""FLOPs an element of RMS norm: square, sum, two products, a share of the root (the count that text 004
-uses).
-"""
+"""FLOPs an element of RMS norm: square, sum, two products, a share of the root (the count that text 004 uses)."""
 SOFTMAX_FLOPS = 5
 """FLOPs a score of softmax: maximum, difference, exponential, sum, quotient (same source)."""
 ROPE_FLOPS = 3
@@ -49,9 +45,7 @@ ACT_FLOPS = 5
 
 @dataclass(frozen=True, slots=True)
 class KernelAccount:
-    """One kernel of a step on one GPU, `launches` times in the whole model; amounts are of all launches
-    together.
-    """
+    """One kernel of a step on one GPU, `launches` times in the whole model; amounts are of all launches together."""
 
     name: str
     launches: int
@@ -71,9 +65,7 @@ class KernelAccount:
         return self.flops / self.bytes
 
     def floor_s(self, gpu: GpuSpec, dtype: str = "bf16") -> float:
-        """Seconds that no implementation can beat: max of FLOPs at the peak of `dtype` and bytes at full
-        bandwidth.
-        """
+        """Seconds that no implementation can beat: max of FLOPs at the peak of `dtype` and bytes at full bandwidth."""
         return max(self.flops / gpu.peak_flops[dtype], self.bytes / gpu.hbm_bytes_per_s)
 
     def regime(self, gpu: GpuSpec, dtype: str = "bf16") -> str:
@@ -221,9 +213,7 @@ def _grouped(
 def _latent(
     model: ModelSpec, pairs: float, keys: float, shape: StepShape, tp: int, kv_dtype: str
 ) -> tuple[float, float, float]:
-    """MLA: expanded heads in prefill, the absorbed form (queries of rank + rope, values of rank) in
-    decode.
-    """
+    """MLA: expanded heads in prefill, the absorbed form (queries of rank + rope, values of rank) in decode."""
     mla = model.mla
     if mla is None:
         raise ValueError(f"{model.name}: expected latent attention")
@@ -257,9 +247,7 @@ def _final_norm(model: ModelSpec, shape: StepShape) -> KernelAccount:
 
 
 def _sampling(model: ModelSpec, shape: StepShape) -> KernelAccount:
-    """Softmax and draw over the float32 logits of each sequence (the whole vocabulary, gathered from all
-    GPUs).
-    """
+    """Softmax and draw over the float32 logits of each sequence (the whole vocabulary, gathered from all GPUs)."""
     logits = shape.batch * model.vocab_size
     return KernelAccount("sampling", 1, SOFTMAX_FLOPS * logits, 0.0, 0.0, bytes_per_element("fp32") * logits)
 

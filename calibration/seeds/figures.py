@@ -19,9 +19,7 @@ have nothing."""
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One checkable figure. `seed`: number of the text; `committed`: the value when the verdict was written
-    down.
-    """
+    """One checkable figure. `seed`: number of the text; `committed`: the value when the verdict was written down."""
 
     number: int
     seed: str

@@ -65,9 +65,7 @@ FA3_FLOPS = 840e12
 
 
 def tp8_rank_bytes() -> float:
-    """Weights (divided by 8) and KV (one of 8 heads) that one of 8 GPUs reads for 32 sequences of 4096
-    tokens.
-    """
+    """Weights (divided by 8) and KV (one of 8 heads) that one of 8 GPUs reads for 32 sequences of 4096 tokens."""
     return layers_bytes(B70) / 8 + tp8_rank_kv()
 
 
@@ -256,9 +254,7 @@ FIGURES_004: dict[int, Callable[[], float]] = {
 }
 
 LLAMA3_ROPE_BASE = 500_000.0
-"""`rope_theta` of Llama 3 in its HF config.json; no operator prices it, so that it is a constant and not
-computed.
-"""
+"""`rope_theta` of Llama 3 in its HF config.json; no operator prices it, so that it is a constant and not computed."""
 
 FORMULAS: dict[int, Callable[[], float]] = FIGURES_000 | FIGURES_001 | FIGURES_002 | FIGURES_003 | FIGURES_004
 """Figure number -> its value from the operators."""

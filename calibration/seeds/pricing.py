@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def cost_model(name: str, gpu: str, dtype: Dtype = "bf16", **options: Any) -> RooflineCostModel:
-    """Cost model of a catalogue model on a catalogue GPU, calibrated; options as `RooflineCostModel` has
-    them.
-    """
+    """Cost model of a catalogue model on a catalogue GPU, calibrated; options as `RooflineCostModel` has them."""
     from stepline.sim.cost.calibration import find_calibration
     from stepline.sim.cost.roofline import RooflineCostModel
 

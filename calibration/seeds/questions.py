@@ -97,9 +97,7 @@ def spiky_tpot() -> Answer:
 
 
 def doubled_tpot() -> Answer:
-    """32 decodes in a batch double TPOT: the two causes, with the context and the chunk that would each do
-    it.
-    """
+    """32 decodes in a batch double TPOT: the two causes, with the context and the chunk that would each do it."""
     name, batch = "llama-3-70b", 32
     cost = cost_model(name, "h100-sxm", tp=4)
     alone = cost.step_s(decode_work(1, 1024))

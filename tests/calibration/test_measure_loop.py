@@ -29,6 +29,7 @@ class FakeKernels:
     operand_bytes: int = 2**30
     most_copies: int = 64
     round_flops: float = 1e15
+    failures: tuple = (RuntimeError,)
     made: list[Case] = field(default_factory=list)
 
     def library(self, case):
@@ -108,6 +109,33 @@ def test_a_budget_leaves_the_rest_and_the_same_command_resumes(tmp_path):
     assert not set(kernels.made) & set(todo[:5])
     third = measure(TimingTable(tmp_path / "t.parquet"), todo)
     assert (third.timed, third.kept, third.complete) == (0, len(todo) - 1, True)
+
+
+class Failing(FakeKernels):
+    """A library that cannot run prefill attention; `says` is its error."""
+
+    says = "head size 64 is not supported\nlong traceback"
+
+    def make(self, case):
+        if case.kernel == "attention_prefill":
+            raise RuntimeError(self.says)
+        return super().make(case)
+
+
+def test_a_shape_that_the_library_fails_on_is_counted_and_the_rest_is_measured(tmp_path):
+    todo = cases(GRID, "fp32")
+    outcome = measure(TimingTable(tmp_path / "t.parquet"), todo, kernels=Failing())
+    failed = sum(c.kernel == "attention_prefill" for c in todo)
+    assert outcome.unsupported["attention_prefill: RuntimeError: head size 64 is not supported"] == failed
+    assert outcome.timed == len(todo) - failed - 1
+
+
+def test_a_device_that_broke_stops_the_run_with_its_rows_kept(tmp_path):
+    broken = Failing()
+    broken.says = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(CalibrationError, match="rows so far are kept, run again"):
+        measure(TimingTable(tmp_path / "t.parquet"), cases(GRID, "fp32"), kernels=broken)
+    assert len(TimingTable(tmp_path / "t.parquet")) > 0
 
 
 def test_rows_survive_an_interruption(tmp_path):

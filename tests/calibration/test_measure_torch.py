@@ -76,6 +76,15 @@ def test_a_graph_holds_rounds_enough_and_its_time_is_per_call():
     assert cuda.log.count("wait") == 2  # a warm-up on a side stream, waited for on both sides
 
 
+def test_the_clocks_are_looked_at_under_load_and_not_at_every_timing():
+    cuda, looks = FakeCuda(2e-6), []
+    timer = GraphTimer(SimpleNamespace(cuda=cuda), watch=lambda: looks.append(1) or {"clocks.sm": "1980 MHz"})
+    for _ in range(3):
+        timer.time([cuda.launch], budget_s=0.001)
+    assert timer.clocks == [{"clocks.sm": "1980 MHz"}]
+    assert len(looks) == 1
+
+
 def test_a_round_that_is_long_enough_is_captured_once():
     cuda = FakeCuda(GRAPH_S)
     GraphTimer(SimpleNamespace(cuda=cuda)).time([cuda.launch], budget_s=0.001)
