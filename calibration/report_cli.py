@@ -155,7 +155,7 @@ def step_sections(cost: RooflineCostModel, batch: int, context: int) -> list[Sec
     )
     chart = accountant.accountant(*_accountant_start(cost, batch, context))
     return [
-        Section("roofline", "Roofline", roof_text, step_charts.roofline(points, cost.gpu, name)),
+        Section("roofline", "Roofline", roof_text, step_charts.roofline(points, cost.gpu, cost.model.weight_dtype, name)),
         Section("decode-rate", "Decode rate and its knee", knee_text, step_charts.decode_rate(curve, knees, name)),
         Section("traffic", "Weights or KV", (), step_charts.traffic(step_data.traffic_shares(cost, context),
                                                                    f"{name}, {context} tokens of context")),

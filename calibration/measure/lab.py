@@ -40,7 +40,7 @@ POINT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What the device reached just before: best matmul and copy of this session."""
+    """What the device reached just before: best matmul and copy of this run."""
 
     flops_per_s: float
     bytes_per_s: float

@@ -21,23 +21,22 @@ DECADES = [10**i for i in range(4)]
 RATES = [10**i for i in range(6, 17)]
 
 
-def roofline(points: pd.DataFrame, gpu: GpuSpec, subtitle: str) -> Any:
-    """Kernels under the roof of a GPU, one panel a step; the area of a point is its share of the step's time."""
+def roofline(points: pd.DataFrame, gpu: GpuSpec, dtype: str, subtitle: str) -> Any:
+    """Kernels under the roof of a GPU for `dtype`, one panel a step; a point's area is its share of the step's time."""
     import altair as alt
 
     seen = points[points["time_frac"] > 5e-4]
     low = 10 ** math.floor(math.log10(float(seen["flop_per_s"].min())))
+    roofs = _peaks(gpu, dtype, points)
     scales = {
         "x": alt.Scale(type="log", domain=INTENSITIES, nice=False),
-        "y": alt.Scale(
-            type="log", domain=(low, 2.5 * max(gpu.peak_flops[d] for d in _peaks(gpu, points))), nice=False
-        ),
+        "y": alt.Scale(type="log", domain=(low, 2.5 * max(gpu.peak_flops[d] for d in roofs)), nice=False),
     }
     colour = _named(CLASS_COLOURS, points["class"])
     panels = [
-        alt.layer(
-            *(_roof(gpu, d, scales) for d in _peaks(gpu, points)), *_kernels(part, scales, colour)
-        ).properties(width=330, height=250, title=str(step))
+        alt.layer(*(_roof(gpu, d, scales) for d in roofs), *_kernels(part, scales, colour)).properties(
+            width=330, height=250, title=str(step)
+        )
         for step, part in points.groupby("step", sort=False)
     ]
     title = alt.TitleParams("Every kernel under the roof", subtitle=subtitle)
@@ -50,7 +49,7 @@ def _kernels(part: pd.DataFrame, scales: dict[str, Any], colour: Any) -> list[An
     x = alt.X(
         "flop_per_byte:Q", title="FLOP per byte", scale=scales["x"], axis=alt.Axis(format="~g", tickCount=5)
     )
-    y = alt.Y("flop_per_s:Q", title="FLOP/s", scale=scales["y"], axis=alt.Axis(format="~s", tickCount=5))
+    y = alt.Y("flop_per_s:Q", title="FLOP/s", scale=scales["y"], axis=alt.Axis(format="~s", values=RATES))
     sizes = alt.Legend(format=".0%", values=[0.05, 0.2, 0.5])
     dots = (
         alt.Chart(part)
@@ -102,10 +101,11 @@ def _labels(part: pd.DataFrame) -> pd.DataFrame:
     return heaviest.assign(label=labels)
 
 
-def _peaks(gpu: GpuSpec, points: pd.DataFrame) -> list[str]:
-    best = float(points["flop_per_s"].max())
-    wanted = ["bf16"] if "bf16" in gpu.peak_flops else list(gpu.peak_flops)[:1]
-    return [*wanted, "fp8"] if best > gpu.peak_flops[wanted[0]] and "fp8" in gpu.peak_flops else wanted
+def _peaks(gpu: GpuSpec, dtype: str, points: pd.DataFrame) -> list[str]:
+    """Types whose roofs are drawn: bf16 (fp32 for an fp32 model), and that of the weights where kernels go beyond."""
+    base = "fp32" if dtype == "fp32" else "bf16"
+    own = dtype in gpu.peak_flops and float(points["flop_per_s"].max()) > gpu.peak_flops[base]
+    return [base, dtype] if own and dtype != base else [base]
 
 
 def _roof(gpu: GpuSpec, dtype: str, scales: dict[str, Any]) -> Any:
@@ -117,7 +117,8 @@ def _roof(gpu: GpuSpec, dtype: str, scales: dict[str, Any]) -> Any:
     frame = pd.DataFrame({"x": [low, ridge, high], "y": [low * gpu.hbm_bytes_per_s, peak, peak]})
     x, y = alt.X("x:Q", scale=scales["x"]), alt.Y("y:Q", scale=scales["y"])
     line = alt.Chart(frame).mark_line(color="#555", strokeWidth=1.4, clip=True).encode(x=x, y=y)
-    text = f"{peak / 1e12:.4g} TFLOP/s {dtype} · ridge {ridge:.0f}"
+    rate = f"{peak / 1e12:.4g} TFLOP/s" if peak >= 1e12 else f"{peak / 1e9:.4g} GFLOP/s"
+    text = f"{rate} {dtype} · ridge {ridge:.0f}"
     label = alt.Chart(frame.tail(1)).mark_text(align="right", dy=-7, fontSize=10, color="#555", text=text)
     return line + label.encode(x=x, y=y)
 
@@ -140,9 +141,10 @@ def decode_rate(curve: pd.DataFrame, knees: list[Knee], subtitle: str) -> Any:
         alt.Tooltip("rate:Q", format=",.0f"),
         alt.Tooltip("bandwidth:Q", format=",.0f"),
     ]
+    digits = "~s" if float(known["rate"].max()) > 1000 else "~g"
     lines = (
         alt.Chart(known).mark_line(strokeWidth=2.2).encode(
-            x=x, y=alt.Y("rate:Q", title="output tokens/s of one replica", scale=scale, axis=alt.Axis(format="~s")),
+            x=x, y=alt.Y("rate:Q", title="output tokens/s of one replica", scale=scale, axis=alt.Axis(format=digits)),
             color=colour, tooltip=fields,
         )
     )  # fmt: skip
