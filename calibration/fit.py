@@ -14,7 +14,9 @@ from stepline.traces.errors import CalibrationError
 
 from .fit_core import Array, Fit, best_fit, mape
 from .fit_residual import fit_residual
-from .tasks import TASKS, Columns, Task, columns_of, merged
+from .tasks import TASKS, Columns, Task, columns_of, rows_for
+from .tasks_mla import mla_tasks
+from .tasks_serving import SERVING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,12 +27,15 @@ MIN_ROWS = 8
 MIN_RESIDUAL_ROWS = 20
 """Fewer shapes than this get no residual layer."""
 
-ELEMENTWISE = KernelFit(
+MIN_SERVING_ROWS = 60
+"""Fewer cold shapes than this get no constants of their own for serving (see `tasks_serving`)."""
+
+STATED_ELEMENTWISE = KernelFit(
     form="launch-bytes",
     constants={"t0_s": 2.5e-6, "memory_eff": 1.6 / 3.35},
     provenance={"source": "stated, not fitted: 2-3 us a launch, 1.3-2 TB/s on H100 (Vidur's H100 profiles)"},
 )
-"""No published table times norm, rope and activation."""
+"""For tables that do not time norm, rope and activation, as no published one does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +101,7 @@ def fit_calibration(
     kernels: dict[str, KernelFit] = {}
     skipped: list[str] = []
     for task in TASKS:
-        rows = merged(task.select(table, dtype), task)
+        rows = rows_for(task, table, gpu, dtype)
         if len(rows) >= MIN_ROWS:
             kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
         elif len(rows):
@@ -105,7 +110,15 @@ def fit_calibration(
         raise CalibrationError(
             f"{gpu.name} {library}: too few gemm rows of dtype {dtype}, expected {MIN_ROWS} shapes or more"
         )
-    kernels["elementwise"] = ELEMENTWISE
+    for task in mla_tasks(kernels["gemm"].constants):
+        rows = rows_for(task, table, gpu, dtype)
+        if len(rows) >= MIN_ROWS:
+            kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
+    for task in SERVING:
+        rows = rows_for(task, table, gpu, dtype)
+        if len(rows) >= MIN_SERVING_ROWS:
+            kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
+    kernels.setdefault("elementwise", STATED_ELEMENTWISE)
     return Calibration(gpu.name, library, dtype, kernels, provenance), skipped
 
 

@@ -85,8 +85,12 @@ def best_fit(
     return min((fit_constants(predict, seconds, start, fixed) for start in starts), key=lambda fit: fit.loss)
 
 
+_LOW = {"exponent": 0.0, "t0_s": float(np.log(1e-6))}
+"""Least logarithms: terms overlap or add (p >= 1), and no kernel launches in less than a microsecond."""
+
+
 def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:
-    low = [0.0 if name == "exponent" else np.log(1e-3) if name.endswith("_eff") else -40.0 for name in names]
+    low = [_LOW.get(name, np.log(1e-3) if name.endswith("_eff") else -40.0) for name in names]
     high = [np.log(8.0) if name == "exponent" else 0.0 if name.endswith("_eff") else 5.0 for name in names]
     return np.array(low), np.array(high)
 

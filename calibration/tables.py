@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.sim.cost.catalogue import load_gpu
 from stepline.traces.errors import CalibrationError, nearest
 
 from .schema import check_timings
@@ -30,14 +31,20 @@ SYSTEMS: dict[str, str] = {
 }
 """Our GPU name -> folder of the package."""
 
-DTYPES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16", "half": "bf16", "int4_wo": "int4"}
+DTYPES: dict[str, str] = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "bf16",
+    "int4_wo": "int4",
+    "nvfp4": "fp4",
+}
 """Their dtype name -> ours; other names stay."""
 
-GEMM_L2_BYTES = 50e6
-"""The collector cycles six weight buffers: below 6 · n · k · bytes = 50 MB they all stay in an H100's L2."""
+GEMM_BUFFERS = 6
+"""The collector cycles six weight buffers: while 6 · n · k · bytes fit into L2 they all stay there."""
 
-DECODE_L2_BYTES = 40e6
-"""Decode rows whose KV is below 40 MB are replayed out of L2."""
+DECODE_L2_FRAC = 0.8
+"""Decode rows whose KV is below this share of L2 (40 MB on an H100) are replayed out of it."""
 
 
 def tables_dir(explicit: Path | str | None = None) -> Path:
@@ -128,7 +135,7 @@ def read_tables(root: Path, gpu: str, library: str) -> tuple[pd.DataFrame, dict[
 
 
 def _converted(
-    path: Path, convert: Callable[[pd.DataFrame], dict[str, Any]], gpu: str, library: str
+    path: Path, convert: Callable[[pd.DataFrame, float], dict[str, Any]], gpu: str, library: str
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -136,7 +143,7 @@ def _converted(
     if "latency" not in rows.columns:
         raise CalibrationError(f"{path}: missing column 'latency'")
     try:
-        columns = convert(rows)
+        columns = convert(rows, load_gpu(gpu).l2_bytes)
     except KeyError as error:
         raise CalibrationError(f"{path}: missing column {error}") from None
     frame = pd.DataFrame({"gpu": gpu, "library": library, "median_s": rows["latency"] * 1e-3, **columns})
@@ -148,7 +155,7 @@ def _dtype(names: pd.Series) -> pd.Series:
     return names.map(lambda name: DTYPES.get(name, name))
 
 
-def _gemm(rows: pd.DataFrame) -> dict[str, Any]:
+def _gemm(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
     dtype = _dtype(rows["gemm_dtype"])
     width = dtype.map({"bf16": 2.0, "fp16": 2.0, "int4": 0.5}).fillna(1.0)
     return {
@@ -158,11 +165,13 @@ def _gemm(rows: pd.DataFrame) -> dict[str, Any]:
         "n": rows["n"],
         "k": rows["k"],
         "graph": dtype != "fp8_block",  # launched eagerly: below m = 1 k its time is the host's
-        "cold": 6 * rows["n"] * rows["k"] * width >= GEMM_L2_BYTES,
+        "cold": GEMM_BUFFERS * rows["n"] * rows["k"] * width >= l2_bytes,
     }
 
 
 def _attention(rows: pd.DataFrame) -> dict[str, Any]:
+    """Columns of both attention tables; older collections know no windows."""
+    window = rows["window_size"] if "window_size" in rows else rows["batch_size"] * 0
     return {
         "dtype": _dtype(rows["attn_dtype"]),
         "kv_dtype": _dtype(rows["kv_cache_dtype"]),
@@ -170,12 +179,13 @@ def _attention(rows: pd.DataFrame) -> dict[str, Any]:
         "heads": rows["num_heads"],
         "kv_heads": rows["num_key_value_heads"].where(rows["num_key_value_heads"] > 0, rows["num_heads"]),
         "head_dim": rows["head_dim"],
-        "window": rows["window_size"].where(rows["window_size"] > 0),
+        "window": window.where(window > 0),
         "graph": True,
     }
 
 
-def _context_attention(rows: pd.DataFrame) -> dict[str, Any]:
+def _context_attention(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
     return {
         **_attention(rows),
         "kernel": "attention_prefill",
@@ -186,7 +196,7 @@ def _context_attention(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _generation_attention(rows: pd.DataFrame) -> dict[str, Any]:
+def _generation_attention(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
     columns = _attention(rows)
     context = rows["isl"] + rows["step"]
     width = columns["kv_dtype"].map({"bf16": 2.0, "fp16": 2.0}).fillna(1.0)
@@ -198,11 +208,12 @@ def _generation_attention(rows: pd.DataFrame) -> dict[str, Any]:
         "query_tokens": 1,
         "context_tokens": context,
         "history_tokens": rows["step"],
-        "cold": kv >= DECODE_L2_BYTES,
+        "cold": kv >= DECODE_L2_FRAC * l2_bytes,
     }
 
 
-def _all_reduce(rows: pd.DataFrame) -> dict[str, Any]:
+def _all_reduce(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
     source = rows["backend"] if "backend" in rows else rows["kernel_source"]
     return {
         "kernel": "all_reduce",
@@ -217,7 +228,8 @@ def _all_reduce(rows: pd.DataFrame) -> dict[str, Any]:
 NCCL_KERNELS = {"all_gather": "all_gather", "alltoall": "all_to_all", "reduce_scatter": "reduce_scatter"}
 
 
-def _nccl(rows: pd.DataFrame) -> dict[str, Any]:
+def _nccl(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
     kept = rows["op_name"].map(NCCL_KERNELS).where(rows["nccl_dtype"] == "half").fillna("")
     return {
         "kernel": kept,
@@ -239,7 +251,8 @@ ZIPF_OF_POWER_LAW = 0.6
 many experts (found on H100 bf16 rows with EP 1: mean error 9-10 % with the balanced constants, 12-14 % with 1.0)."""
 
 
-def _moe(rows: pd.DataFrame) -> dict[str, Any]:
+def _moe(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
     law = (
         rows["distribution"].str.extract(r"power_law_([\d.]+)")[0].astype(float).fillna(0.0)
         * ZIPF_OF_POWER_LAW
@@ -259,10 +272,36 @@ def _moe(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-_TABLES: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] = (
+def _mla(rows: pd.DataFrame) -> dict[str, Any]:
+    """Columns of both latent-attention tables: whole modules, projections included, of DeepSeek-V3's shapes."""
+    return {
+        "dtype": _dtype(rows["gemm_type"]),
+        "kv_dtype": _dtype(rows["kv_cache_dtype"]),
+        "batch": rows["batch_size"],
+        "heads": rows["num_heads"],
+        "graph": True,
+        "cold": True,
+    }
+
+
+def _mla_context(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
+    columns = {"query_tokens": rows["isl"], "history_tokens": rows["step"]}
+    return {**_mla(rows), **columns, "kernel": "mla_prefill", "context_tokens": rows["isl"] + rows["step"]}
+
+
+def _mla_generation(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
+    del l2_bytes
+    context = rows["isl"] + rows["step"]
+    return {**_mla(rows), "kernel": "mla_decode", "query_tokens": 1, "context_tokens": context}
+
+
+_TABLES: tuple[tuple[str, str, Callable[[Any, float], dict[str, Any]]], ...] = (
     ("gemm", "gemm_perf", _gemm),
     ("attention", "context_attention_perf", _context_attention),
     ("attention", "generation_attention_perf", _generation_attention),
     ("comm", "custom_allreduce_perf", _all_reduce),
     ("moe", "moe_perf", _moe),
+    ("mla", "mla_context_module_perf", _mla_context),
+    ("mla", "mla_generation_module_perf", _mla_generation),
 )

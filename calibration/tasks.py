@@ -62,9 +62,36 @@ def columns_of(rows: pd.DataFrame, task: Task) -> Columns:
     return {name: rows[name].to_numpy(dtype=float, na_value=np.nan) for name in task.shapes}
 
 
+L2_SUSPECTS_FRAC = 0.01
+"""Where more rows than this beat the physical floor, the table's warm rows cannot stand for reads from memory."""
+
+LATENCY_BOUND = 3.0
+"""A row that takes this many times its floor is made by launches: warm or cold makes no difference to it."""
+
+
+def without_l2_replays(rows: pd.DataFrame, task: Task, gpu: GpuSpec, dtype: str) -> pd.DataFrame:
+    """Merged rows less those that ran out of L2, on GPUs whose L2 is large enough to matter (L40S: 96 MB).
+
+    A collector that replays one small KV cache or weight leaves it in L2; an engine never does. Rows of H100 tables
+    hardly ever beat the floor and all stay.
+    """
+    ratio = rows["median_s"].to_numpy(float) / task.floor(columns_of(rows, task), gpu, dtype)
+    if float(np.mean(ratio < 1.0)) <= L2_SUSPECTS_FRAC:
+        return rows
+    return rows.loc[rows["cold"].to_numpy(bool) | (ratio >= LATENCY_BOUND)]
+
+
+def rows_for(task: Task, table: pd.DataFrame, gpu: GpuSpec, dtype: str) -> pd.DataFrame:
+    """The rows of a timing table on which a kernel is fitted and scored, one a shape."""
+    rows = merged(task.select(table, dtype), task)
+    return without_l2_replays(rows, task, gpu, dtype) if len(rows) else rows
+
+
 def merged(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """One row a shape: the median of repeats."""
-    return rows.groupby(list(task.shapes), sort=True)["median_s"].median().reset_index()
+    """One row a shape: the median of repeats, and whether all of them were cold."""
+    known = rows.assign(cold=rows["cold"].fillna(True).astype(bool))
+    groups = known.groupby(list(task.shapes), sort=True)
+    return groups.agg(median_s=("median_s", "median"), cold=("cold", "all")).reset_index()
 
 
 def _powers(low: float, high: float, step: float = 1.0) -> tuple[float, ...]:
@@ -311,6 +338,45 @@ COLLECTIVES = tuple(
     for world in (2, 4, 8)
 )
 
+# --- elementwise
+
+ELEMENTWISE_ELEMENTS = {"norm": 2.0, "add_norm": 4.0, "residual": 3.0, "act": 3.0, "rope": 2.0}
+"""Elements moved for each of the m · n of a row: x in and out; with the residual too; two in, one out."""
+
+
+def _elementwise_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    rows = table.loc[(table["kernel"] == "elementwise") & table["dtype"].isin(_aliases(dtype))]
+    moved = rows["operation"].map(ELEMENTWISE_ELEMENTS)
+    elements = (rows["m"] * rows["n"]).astype("Float64") * moved.astype("Float64")
+    sized: pd.DataFrame = rows.assign(message_bytes=elements * operators.bytes_per_element(dtype))
+    return sized.loc[moved.notna()]
+
+
+def _elementwise_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    return np.asarray(c["t0_s"] + x["message_bytes"] / (c["memory_eff"] * gpu.hbm_bytes_per_s))
+
+
+def _elementwise_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
+    del dtype
+    return np.asarray(x["message_bytes"] / gpu.hbm_bytes_per_s)
+
+
+ELEMENTWISE = Task(
+    name="elementwise",
+    form="launch-bytes",
+    select=_elementwise_rows,
+    predict=_elementwise_s,
+    floor=_elementwise_floor,
+    starts=({"t0_s": 2.5e-6, "memory_eff": 0.5},),
+    shapes=("message_bytes",),
+    group=("message_bytes",),
+    size="message_bytes",
+    regime=("message_bytes", (65536.0, 1048576.0, 16777216.0)),
+    scope="norm, add + norm, residual add, activation, rope; a median over operations of equal bytes",
+)
+
+
 # --- mixture of experts
 
 MOE_MIN_WIDTH = 256
@@ -319,17 +385,23 @@ MOE_MIN_WIDTH = 256
 
 def _moe_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     rows = table.loc[(table["kernel"] == "moe") & table["dtype"].isin(_aliases(dtype))]
-    plain = (rows["ep"] == 1) & (rows["skew"] == 0.0) & (rows["n"] >= MOE_MIN_WIDTH)
-    rows = rows.loc[plain]
+    rows = rows.loc[(rows["ep"] == 1) & (rows["n"] >= MOE_MIN_WIDTH)]
+    rows = rows.loc[
+        rows["skew"] == rows["skew"].min()
+    ]  # balanced; a collection without such rows: the mildest skew
     # Nemotron-3's experts have two matrices; the table does not say so, its shapes do
     ungated = (rows["top_k"] == 22) | ((rows["k"] == 2688) & (rows["n_experts"] == 128))
     return rows.loc[~ungated]
 
 
 def _moe_work(x: Columns, dtype: str) -> tuple[Array, Array, Array]:
-    """Amounts of balanced rows: the collector deals copies round robin, so min(N, T k) experts are touched."""
+    """Amounts of table rows: balanced ones deal copies round robin, so that min(N, T k) experts are touched."""
     shape = operators.MoeShape(x["k"], x["n"], x["n_experts"], x["top_k"])  # type: ignore[arg-type]  # columns
     experts = np.minimum(x["n_experts"], x["m"] * x["top_k"])
+    for n, k, skew in set(zip(x["n_experts"], x["top_k"], x["skew"], strict=True)):
+        if skew > 0:
+            same = (x["n_experts"] == n) & (x["top_k"] == k) & (x["skew"] == skew)
+            experts[same] = operators.distinct_experts(x["m"][same], int(n), int(k), float(skew))
     flops, weights, activations = operators.moe_work(x["m"], shape, dtype, experts)
     return np.asarray(flops), np.asarray(weights), np.asarray(activations)
 
@@ -352,16 +424,25 @@ MOE = Task(
     predict=_moe_s,
     floor=_moe_floor,
     starts=({"t0_s": 3e-5, "compute_eff": 0.55, "memory_eff": 0.89, "activation_eff": 0.3, "exponent": 2.0},),
-    shapes=("m", "n", "k", "n_experts", "top_k"),
+    shapes=("m", "n", "k", "n_experts", "top_k", "skew"),
     group=("k", "n_experts", "top_k"),
     size="m",
     regime=("m", M_REGIMES),
-    scope=f"gated experts of width {MOE_MIN_WIDTH} or more, EP 1, balanced routing",
+    scope=f"gated experts of width {MOE_MIN_WIDTH} or more, EP 1, balanced routing (or the mildest skew there is)",
     features=lambda x: moe_features(x["m"], x["n"], x["n_experts"], x["top_k"]),
     # a wider grid (width, experts, m) fits its own rows to 2 % and does not carry over to unseen models
     residual=_plan({"per_expert": _powers(-9, 12)}, 0.1),
 )
 
 
-TASKS: tuple[Task, ...] = (GEMM, PREFILL, PREFILL_MHA, DECODE, DECODE_MHA, MOE, *COLLECTIVES)
+TASKS: tuple[Task, ...] = (
+    GEMM,
+    PREFILL,
+    PREFILL_MHA,
+    DECODE,
+    DECODE_MHA,
+    MOE,
+    ELEMENTWISE,
+    *COLLECTIVES,
+)
 """Everything that can be fitted, in the order of reports."""

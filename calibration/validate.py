@@ -14,7 +14,8 @@ from .fit import MIN_ROWS, Fitted, fit_task
 from .fit_core import Array
 from .sources import Source
 from .splits import SPLITS, held_out
-from .tasks import TASKS, Task, columns_of, merged
+from .tasks import GEMM, TASKS, Task, columns_of, rows_for
+from .tasks_mla import mla_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,21 +55,30 @@ def validate(
         CalibrationError: the source has rows for none of the kernels.
     """
     scores: list[Score] = []
-    for task in TASKS:
+    for task in tasks_of(source, dtype):
         if kernels and task.name not in kernels:
             continue
-        rows = merged(task.select(source.table, dtype), task)
+        rows = rows_for(task, source.table, source.gpu, dtype)
         if len(rows) < MIN_ROWS:
             continue
         for split in splits:
             scores += _scores(task, rows, source, dtype, split, seeds)
-        if task.group == ("message_bytes",):
+        if task.name.startswith("all_"):
             scores += _collect(task, "leave-one-out", _leave_one_out(task, rows, source, dtype))
     if not scores:
         raise CalibrationError(
             f"{source.gpu.name} {source.library}: no kernel has enough {dtype} rows to be scored"
         )
     return scores
+
+
+def tasks_of(source: Source, dtype: str) -> tuple[Task, ...]:
+    """All tasks; those of latent attention stand on a GEMM form fitted on all rows."""
+    rows = rows_for(GEMM, source.table, source.gpu, dtype)
+    if len(rows) < MIN_ROWS:
+        return TASKS
+    gemm = fit_task(GEMM, rows, source.gpu, dtype, residual=False).fit.constants
+    return (*TASKS, *mla_tasks(gemm))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,16 +20,16 @@ def main(argv: Sequence[str]) -> int:
     from .sources import read_source
     from .splits import SPLITS
     from .tasks import TASKS
-    from .validate import validate
+    from .validate import tasks_of, validate
 
     splits = _names(args.split, SPLITS, "--split")
-    kernels = _names(args.kernel, [task.name for task in TASKS], "--kernel")
+    kernels = _names(args.kernel, [task.name for task in TASKS] + ["mla_prefill", "mla_decode"], "--kernel")
     if args.seeds < 1:
         raise CalibrationError(f"--seeds: got {args.seeds}, expected at least 1")
     source = read_source(args.source, args.gpu, args.library, args.tables)
     scores = validate(source, args.dtype, seeds=args.seeds, splits=splits or SPLITS, kernels=kernels)
     frame = table_of(scores)
-    scopes = {task.name: task.scope for task in TASKS}
+    scopes = {task.name: task.scope for task in tasks_of(source, args.dtype)}
     print(
         f"{source.gpu.name} {source.library} {args.dtype}: mean absolute error in %, {args.seeds} seeded splits"
     )

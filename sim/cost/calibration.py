@@ -293,7 +293,7 @@ def _dense_numbers(text: str) -> str:
     """Put arrays of plain numbers on one line: grids would otherwise take a line a number."""
     return re.sub(
         r"\[\s*(-?[\d.eE+-]+(?:,\s*-?[\d.eE+-]+)*)\s*\]",
-        lambda found: "[" + re.sub(r"\s+", " ", found.group(1)) + "]",
+        lambda found: "[" + re.sub(r"\s+", "", found.group(1)) + "]",
         text,
     )
 
