@@ -120,18 +120,37 @@ def _resampled(trace: Trace, factor: float, seed: int) -> Trace:
     n_groups = int(group.max()) + 1
     rng = stream(seed, "rate-scale")
     copies = np.floor(factor + rng.random(n_groups)).astype(np.int64)
-    row = np.repeat(np.arange(len(trace)), copies[group])
-    if not len(row):
+    if not copies.any():
         raise ConfigError(
             f"--rate-scale: {factor:g} leaves none of {len(trace)} requests, expected a larger factor"
         )
+    meta = {**trace.meta, "rate_scale": {"factor": factor, "mode": "sessions", "seed": seed}}
+    return _copied(trace, group, copies, rng, meta)
+
+
+def resample_sessions(trace: Trace, replication: int, seed: int = 0) -> Trace:
+    """A replication of the trace: as many sessions, drawn from it with replacement (bootstrap).
+
+    A session drawn again is a clone as in `rate_scale`. Rows without `session_id` belong together where their hash
+    ids continue one another. Draws come from the stream ("resample-sessions", replication) of `seed`.
+    """
+    group = conversation_numbers(trace)
+    n_groups = int(group.max()) + 1
+    rng = stream(seed, "resample-sessions", replication)
+    drawn = (rng.random(n_groups) * n_groups).astype(np.int64)
+    meta = {**trace.meta, "resampled": {"replication": replication, "seed": seed}}
+    return _copied(trace, group, np.bincount(drawn, minlength=n_groups), rng, meta)
+
+
+def _copied(trace: Trace, group: Ints, copies: Ints, rng: np.random.Generator, meta: dict[str, Any]) -> Trace:
+    """The trace with each session as often as `copies` says, clones shifted and renamed."""
+    row = np.repeat(np.arange(len(trace)), copies[group])
     copy = np.arange(len(row)) - np.repeat(np.cumsum(copies[group]) - copies[group], copies[group])
     shift_s = _shifts(trace, group, int(copies.max()), rng)
     arrival_s = trace.arrival_s[row] + shift_s[group[row], copy]
     order = np.argsort(arrival_s, kind="stable")
     row, copy = row[order], copy[order]
     picked = _named(trace).take(row, arrival_s=arrival_s[order])
-    meta = {**trace.meta, "rate_scale": {"factor": factor, "mode": "sessions", "seed": seed}}
     return _changed(_renamed(picked, copy, group[row]), meta=meta)
 
 

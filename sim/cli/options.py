@@ -105,25 +105,26 @@ def run_configs(args: argparse.Namespace) -> dict[str, RunConfig]:
     """
     from stepline.sim.study.config import RunConfig
 
-    choices = _choices(args)
+    choices = choices_of(args)
     _check_count(choices)
-    shared = _shared(args)
+    shared = shared_settings(args)
     configs = {}
     for picked in itertools.product(*choices.values()):
         settings = dict(zip(choices, picked, strict=True))
-        label = _label({k: v for k, v in settings.items() if len(choices[k]) > 1})
+        label = label_of({k: v for k, v in settings.items() if len(choices[k]) > 1})
         configs[label or str(settings.get("policy", RunConfig().policy))] = RunConfig(**shared, **settings)
     return configs
 
 
-def _choices(args: argparse.Namespace) -> dict[str, list[Any]]:
-    """Values by setting, for the flags that were given; repeated values count once."""
+def choices_of(args: argparse.Namespace, *, unique: bool = True) -> dict[str, list[Any]]:
+    """Values by setting, for the flags that were given; if `unique`, repeated values count once."""
     choices: dict[str, list[Any]] = {}
     for name, convert, *_ in (*_SCHEDULING, *_MODEL, *_MEMORY):
         key = name.replace("-", "_")
         texts = getattr(args, key)
         if texts is not None:
-            choices[key] = list(dict.fromkeys(_values(name, key, texts, convert)))
+            values = _values(name, key, texts, convert)
+            choices[key] = list(dict.fromkeys(values)) if unique else values
     return choices
 
 
@@ -151,7 +152,8 @@ def _check_count(choices: dict[str, list[Any]]) -> None:
         raise ConfigError(f"{several}: {count} runs, expected at most {MAX_RUNS} in one call")
 
 
-def _shared(args: argparse.Namespace) -> dict[str, Any]:
+def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that all runs of a call share."""
     shared = {name: getattr(args, name) for name in _SINGLE}
     return {**shared, "record_steps": getattr(args, "record_steps", False)}
 
@@ -170,7 +172,7 @@ _SINGLE = (
 _SHORT = {"tensor_parallel_size": "tp"}
 
 
-def _label(differing: dict[str, Any]) -> str:
+def label_of(differing: dict[str, Any]) -> str:
     """The policy goes by its bare name, everything else as key=value."""
     parts = [str(differing["policy"])] if "policy" in differing else []
     parts += [f"{_SHORT.get(k, k.replace('_', '-'))}={v}" for k, v in differing.items() if k != "policy"]

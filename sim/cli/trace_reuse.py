@@ -100,7 +100,8 @@ def _print(points: pd.DataFrame, name: str, limit: float) -> None:
     for policy in dict.fromkeys(points["policy"]):
         table.add_row(policy, *[f"{100 * by_place[policy, size]:.2f} %" for size in sizes])
     console = Console(highlight=False)
-    console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
+    wide = console.options.update(max_width=1000)  # a table cut to a pipe's 80 columns would lose its figures
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
     console.print(
         f"{Path(name).name}: prompt tokens that hit, by cache size (unlimited: {100 * limit:.2f} %)"
     )
