@@ -21,7 +21,7 @@ load       --trace FILE  --trace-format NAME  --replay open|closed  --rate-scale
 hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --replicas N  --dtype FORMAT
            --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE
            --usd-per-gpu-hour USD
-scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --routing NAME  --preemption NAME  --admission NAME
+scheduling --policy NAME|module:Class[:k=v,...] --engine NAME --routing NAME --preemption NAME --admission NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
 KV cache   --kv-eviction NAME  --[no-]enable-prefix-caching  --block-size N
            --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
