@@ -6,7 +6,7 @@ from .main import verbs
 
 _TEXT = """\
 usage: simulate --trace FILE [--policy NAME ...] [options]     one run, or a comparison of several
-       simulate VERB ...                                       {verbs}
+       simulate VERB ...   {verbs}
 
 Replay a trace of requests on a simulated LLM server and see throughput, tail latency and what bounds them.
 
