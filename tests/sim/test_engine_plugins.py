@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from stepline.sim.engine.plugins import load_plugin, parse_plugin, plugin_factory, plugin_names, split_plugins
 from stepline.traces.errors import ConfigError
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from .run_results import expanded, gaps, run_result
 from stepline.sim.report import metrics
+
+from .run_results import expanded, gaps, run_result
 
 FRACTIONS = [0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]
 
