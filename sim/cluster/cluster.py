@@ -2,88 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import simpy
-from stepline.traces.errors import ConfigError, InvariantError
+from stepline.traces.errors import InvariantError
 
 from ..engine.accounting import StepAccounting, combine
 from ..engine.kv_cache import KVCache
 from ..engine.life_log import LifeLog
-from ..engine.replica import Limits, Replica
+from ..engine.replica import Replica
 from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
-from .clients import Clients, Replay, SequenceFactory
+from .clients import Clients, SequenceFactory
+from .router import Router
+from .spec import ClusterSpec, ReplicaSpec
 
 if TYPE_CHECKING:
     from stepline.traces.trace import Trace
 
-    from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
-    from ..cost.work import CostModel
     from ..engine.contracts import (
-        AdmissionPolicy,
-        BatchPolicy,
         EvictionPolicy,
-        PreemptionPolicy,
-        RoutingPolicy,
     )
     from ..engine.sequence import Sequence
 
+__all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
+
 EVENTS_PER_CHECK = 20_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReplicaSpec:
-    """One replica: a model on a TP group of GPUs behind an engine. `kv_blocks` as vLLM counts (null block included)."""
-
-    model: ModelSpec
-    gpu: GpuSpec
-    engine: EngineProfile
-    cost_model: CostModel
-    policy: BatchPolicy
-    preemption: PreemptionPolicy
-    eviction: Callable[[], EvictionPolicy] | None
-    kv_blocks: int
-    admission: Callable[[], AdmissionPolicy] | None = None
-    tp: int = 1
-    block_size: int = 16
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    max_model_len: int = 131_072
-    long_prefill_token_threshold: int = 0
-    name: str = "replica"
-
-    @property
-    def limits(self) -> Limits:
-        """Its server flags."""
-        return Limits(
-            self.max_num_seqs,
-            self.max_num_batched_tokens,
-            self.max_model_len,
-            self.long_prefill_token_threshold,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClusterSpec:
-    """A cluster and its clients. `config` is what the result carries along as provenance."""
-
-    replicas: tuple[ReplicaSpec, ...]
-    routing: RoutingPolicy | None = None
-    replay: Replay = "open"
-    client_timeout_s: float | None = None
-    max_concurrency: int | None = None
-    record_steps: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +64,7 @@ class _Run:
     """The objects of one run."""
 
     def __init__(self, trace: Trace, spec: ClusterSpec) -> None:
-        if not spec.replicas:
-            raise ConfigError("replicas: got none, expected at least one")
-        for replica in spec.replicas:
-            if replica.max_num_batched_tokens < replica.max_num_seqs:
-                raise ConfigError(
-                    f"--max-num-batched-tokens: got {replica.max_num_batched_tokens}, expected at least "
-                    f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
-                )
+        spec.check()
         self.trace, self.spec = trace, spec
         self.env = simpy.Environment()
         self.requests = RequestLog()
@@ -128,18 +75,17 @@ class _Run:
         self.accountings: list[StepAccounting] = []
         self.logs: dict[int, StepLog] = {}
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
-        self.views = [replica.view for replica in self.replicas]
+        self.router = self._router()
+        door: Any = self.router or self.replicas[0]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
-        alone = len(self.replicas) == 1
-        factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
         self.clients = Clients(
             self.env,
             trace,
-            factory,
-            submit=self.replicas[0].submit if alone else self._route,
-            abort=self.replicas[0].abort if alone else self._abort,
-            settle=self.replicas[0].proceed if alone else self._settle,
+            SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching),
+            submit=door.submit,
+            abort=door.abort,
+            settle=door.settle if self.router else door.proceed,
             replay=spec.replay,
             max_concurrency=spec.max_concurrency,
             timeout_s=spec.client_timeout_s,
@@ -147,8 +93,20 @@ class _Run:
             ingest_per_token_s=first.engine.request_ingest_per_token_s,
         )
         self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
-        self.where: dict[Sequence, Replica] = {}
-        self.touched: dict[Replica, None] = {}
+
+    def _router(self) -> Router | None:
+        """None for a lone replica whose router would have nothing to decide: its clients talk to it directly."""
+        policy = self.spec.routing
+        if len(self.replicas) == 1 and not getattr(policy, "holds", False):
+            return None
+        return Router(
+            self.env,
+            self.replicas,
+            copy.deepcopy(policy),  # type: ignore[arg-type]  # `check` has refused None
+            on_dropped=self._dropped,
+            over=lambda: len(self.requests) == len(self.trace),
+            scrape_interval_s=self.spec.scrape_interval_s,
+        )
 
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
@@ -191,40 +149,25 @@ class _Run:
             foresee(self.trace.hash_ids)
         return policy
 
-    def _done_on(self, replica: int) -> Callable[[Sequence, int, float, int], None]:
+    def _done_on(self, index: int) -> Callable[[Sequence, int, float, int], None]:
         requests = self.requests
 
         def done(seq: Sequence, status: int, time_s: float, tokens: int) -> None:
             if seq.aborted and status == FINISHED and seq.deadline_s is not None and time_s > seq.deadline_s:
                 status, time_s = TIMED_OUT, seq.deadline_s
-            requests.add(seq, replica, time_s, tokens, status)
+            requests.add(seq, index, time_s, tokens, status)
+            if self.router is not None:
+                self.router.ended(self.replicas[index], seq)
             if self.watched:
                 self.clients.ended(seq, time_s)
 
         return done
 
-    def _route(self, seq: Sequence) -> bool:
-        routing = self.spec.routing
-        chosen = 0 if routing is None else routing.choose(seq, self.views)
-        replica = self.replicas[chosen]
-        if seq.deadline_s is not None:
-            self.where[seq] = replica
-        return self._note(replica, replica.submit(seq))
-
-    def _abort(self, seq: Sequence) -> bool:
-        replica = self.where.pop(seq)
-        return self._note(replica, replica.abort(seq))
-
-    def _note(self, replica: Replica, heard: bool) -> bool:
-        if heard:
-            self.touched[replica] = None
-        return heard
-
-    def _settle(self) -> None:
-        """Let the replicas that something has just reached take it up, in the order in which it did."""
-        touched, self.touched = self.touched, {}
-        for replica in touched:
-            replica.proceed()
+    def _dropped(self, seq: Sequence, status: int, time_s: float) -> None:
+        """A request ends without having reached a replica."""
+        self.requests.add(seq, -1, time_s, 0, status)
+        if self.watched:
+            self.clients.ended(seq, time_s)
 
     # -- the clock --------------------------------------------------------------------------------------------------
 
@@ -298,6 +241,8 @@ class _Run:
 
     def _check(self, requests: pd.DataFrame) -> None:
         """Nothing lost: every request ended once, every block came back."""
+        if self.router is not None:
+            self.router.check()
         if len(requests) != len(self.trace) or (requests["status"] == UNFINISHED).any():
             raise InvariantError(f"{len(self.trace)} requests in, {len(requests)} ended")
         for replica in self.replicas:

@@ -207,9 +207,39 @@ class EvictionPolicy(Protocol):
         ...
 
 
-class RoutingPolicy(Protocol):
-    """Chooses a replica for each request as it arrives. `replicas[i]`: a `ReplicaView`."""
+class RouterView(Protocol):
+    """What a router knows of a replica, now or as of its last scrape. Tokens are tokens, KV counts blocks.
 
-    def choose(self, request: Sequence, replicas: list[Any]) -> int:
-        """Index into `replicas`."""
+    `index` names the replica for as long as the run lasts, whatever others come and go. `n_outstanding` and
+    `outstanding_tokens` (of their prompts): requests sent there and not yet ended. `n_waiting` have no seat,
+    `n_running` have one, `n_decoding` of them are past their prompt. `backlog_tokens`: prompt tokens still to be
+    computed. `free_blocks`: held by nobody (cached content may be in them).
+    """
+
+    index: int
+    n_outstanding: int
+    outstanding_tokens: int
+    n_waiting: int
+    n_running: int
+    n_decoding: int
+    backlog_tokens: int
+    free_blocks: int
+    total_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
+        """Seconds of a step in which all decode and that many tokens of one prompt are computed after a history."""
+        ...
+
+
+class RoutingPolicy(Protocol):
+    """Chooses a replica for each request as it arrives. `replicas[i]`: a `RouterView` of one that takes requests.
+
+    A policy that may answer None says so with `holds = True`. Each run works on a copy of the policy it was given.
+    """
+
+    def choose(self, request: Sequence, replicas: list[Any]) -> int | None:
+        """Index into `replicas`, never an empty list; None: wait at the router until there is room."""
         ...

@@ -214,6 +214,12 @@ class Replica:
         pairs = c * done + c * (c + 1) // 2
         return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n))
 
+    def steps_done(self) -> int:
+        """Steps of the leap in progress that have ended by now."""
+        if self.mixed or self.n_steps < 2:
+            return 0
+        return _steps_by(self.first_s, self.delta_s, self.env.now - self.start_s) - 1
+
     def true_output_tokens(self, seq: Sequence) -> int:
         """The oracle's answer; refused to a policy that does not say it is one."""
         if not getattr(self.policy, "oracle", False):

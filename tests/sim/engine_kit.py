@@ -68,7 +68,9 @@ def trace(rows, hash_ids=None, block_size=None, **columns) -> Trace:
 def spec(cost=None, policy=None, *, depth=0, caching=False, n_replicas=1, replay="open", **kw) -> ClusterSpec:
     """A cluster of equal replicas; keyword arguments go to `ReplicaSpec` or `ClusterSpec`."""
     cluster = {
-        k: kw.pop(k) for k in ("client_timeout_s", "max_concurrency", "record_steps", "routing") if k in kw
+        k: kw.pop(k)
+        for k in ("client_timeout_s", "max_concurrency", "record_steps", "routing", "scrape_interval_s")
+        if k in kw
     }
     replica = {
         "model": MODEL,

@@ -1,0 +1,181 @@
+"""The router: sends each request to a replica, or keeps it until one has room for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import simpy
+from stepline.traces.errors import InvariantError, PolicyError
+
+from ..engine.request_log import TIMED_OUT
+from ..engine.sequence import DONE
+from .signals import LiveSignals, ScrapedSignals
+
+if TYPE_CHECKING:
+    from ..engine.contracts import RoutingPolicy
+    from ..engine.replica import Replica
+    from ..engine.sequence import Sequence
+
+Dropped = Callable[["Sequence", int, float], None]
+
+
+class Router:
+    """In front of a pool of replicas, under one policy.
+
+    `on_dropped(seq, status, time_s)`: a request ended before it reached a replica. `over()`: whether all requests of
+    the run have ended (then nothing is scraped any more).
+
+    A request for which the policy chooses nobody waits here, first come first served; the policy is asked again for
+    the one that has waited longest whenever a request ends anywhere in the pool, or the pool grows.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        replicas: Iterable[Replica],
+        policy: RoutingPolicy,
+        *,
+        on_dropped: Dropped,
+        over: Callable[[], bool],
+        scrape_interval_s: float = 0.0,
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.on_dropped = on_dropped
+        self.over = over
+        self.signals = {replica: LiveSignals(replica) for replica in replicas}
+        self.open: list[Replica] = list(self.signals)
+        self.scrape_interval_s = scrape_interval_s
+        self.shown: list[Any] = []
+        self.pending: deque[Sequence] = deque()
+        self.where: dict[Sequence, Replica] = {}
+        self.touched: dict[Replica, None] = {}
+        self.asked = False
+        self._show()
+        if scrape_interval_s:
+            self._wait_scrape()
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def submit(self, seq: Sequence) -> bool:
+        """A request arrives (now). True: call `settle` once everything of this instant has arrived."""
+        if self.pending:  # nobody overtakes those who wait
+            self.pending.append(seq)
+            return self._serve()
+        replica = self._choose(seq)
+        if replica is None:
+            self.pending.append(seq)
+            return False
+        return self._send(seq, replica)
+
+    def _choose(self, seq: Sequence) -> Replica | None:
+        if not self.open:
+            return None
+        chosen = self.policy.choose(seq, self.shown)
+        if chosen is None:
+            return None
+        if not 0 <= chosen < len(self.open):
+            self._fail(seq, f"chose replica {chosen} of {len(self.open)}")
+        return self.open[chosen]
+
+    def _send(self, seq: Sequence, replica: Replica) -> bool:
+        signals = self.signals[replica]
+        signals.n_outstanding += 1
+        signals.outstanding_tokens += seq.input_tokens
+        if seq.deadline_s is not None:
+            self.where[seq] = replica
+        if replica.submit(seq):
+            self.touched[replica] = None
+            return True
+        return False
+
+    def abort(self, seq: Sequence) -> bool:
+        """The client has given up on a request (now)."""
+        replica = self.where.pop(seq, None)
+        if replica is None:
+            self.pending.remove(seq)
+            seq.aborted = True
+            seq.state = DONE
+            self.on_dropped(seq, TIMED_OUT, self.env.now)
+            return self._serve()  # whoever stands behind it may fit
+        if replica.abort(seq):
+            self.touched[replica] = None
+            return True
+        return False
+
+    def settle(self) -> None:
+        """Let the replicas that something has just reached take it up, in the order in which it did."""
+        touched, self.touched = self.touched, {}
+        for replica in touched:
+            replica.proceed()
+
+    def ended(self, replica: Replica, seq: Sequence) -> None:
+        """A request has left a replica (at the replica's own time)."""
+        signals = self.signals[replica]
+        signals.n_outstanding -= 1
+        signals.outstanding_tokens -= seq.input_tokens
+        if self.where:
+            self.where.pop(seq, None)
+        if self.pending:
+            self.ask_again(replica.now_s)
+
+    # -- those who wait ---------------------------------------------------------------------------------------------
+
+    def ask_again(self, time_s: float) -> None:
+        """Ask the policy for those who wait at a time (not before now)."""
+        if not self.asked:
+            self.asked = True
+            event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
+            event.callbacks.append(self._on_asked)
+
+    def _on_asked(self, _: simpy.Event) -> None:
+        self.asked = False
+        if self._serve():
+            self.settle()
+
+    def _serve(self) -> bool:
+        """Send those who wait, in order, until the policy keeps one; True if a replica must be settled."""
+        heard = False
+        while self.pending:
+            replica = self._choose(self.pending[0])
+            if replica is None:
+                break
+            heard = self._send(self.pending.popleft(), replica) or heard
+        return heard
+
+    def check(self) -> None:
+        """Raise PolicyError if somebody still waits although the run is over, InvariantError if counts are off."""
+        if self.pending:
+            self._fail(self.pending[0], f"{len(self.pending)} requests wait and every replica is idle")
+        for replica, signals in self.signals.items():
+            if signals.n_outstanding or signals.outstanding_tokens:
+                raise InvariantError(f"router: replica {replica.index} has {signals.n_outstanding} left")
+
+    def _fail(self, seq: Sequence, what: str) -> None:
+        raise PolicyError(f"{type(self.policy).__name__}: routing of sequence {seq.index}: {what}")
+
+    # -- what the policy sees ---------------------------------------------------------------------------------------
+
+    def set_open(self, replicas: list[Replica]) -> None:
+        """From now on only these take new requests."""
+        self.open = replicas
+        self._show()
+        if self.pending:
+            self.ask_again(self.env.now)
+
+    def _show(self) -> None:
+        live = [self.signals[replica] for replica in self.open]
+        self.shown = [ScrapedSignals(s) for s in live] if self.scrape_interval_s else list(live)
+
+    def _wait_scrape(self) -> None:
+        event = simpy.Timeout(self.env, self.scrape_interval_s)
+        event.callbacks.append(self._on_scrape)
+
+    def _on_scrape(self, _: simpy.Event) -> None:
+        if not self.over():
+            self._show()
+            if self.pending:
+                self.ask_again(self.env.now)
+            self._wait_scrape()

@@ -1,0 +1,86 @@
+"""What a cluster is made of: replicas, their router, their clients. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stepline.traces.errors import ConfigError
+
+from ..engine.replica import Limits
+from .clients import Replay
+
+if TYPE_CHECKING:
+    from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+    from ..cost.work import CostModel
+    from ..engine.contracts import (
+        AdmissionPolicy,
+        BatchPolicy,
+        EvictionPolicy,
+        PreemptionPolicy,
+        RoutingPolicy,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplicaSpec:
+    """One replica: a model on a TP group of GPUs behind an engine. `kv_blocks` as vLLM counts (null block included)."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    engine: EngineProfile
+    cost_model: CostModel
+    policy: BatchPolicy
+    preemption: PreemptionPolicy
+    eviction: Callable[[], EvictionPolicy] | None
+    kv_blocks: int
+    admission: Callable[[], AdmissionPolicy] | None = None
+    tp: int = 1
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 131_072
+    long_prefill_token_threshold: int = 0
+    name: str = "replica"
+    usd_per_gpu_hour: float | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Its server flags."""
+        return Limits(
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+            self.max_model_len,
+            self.long_prefill_token_threshold,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClusterSpec:
+    """A cluster and its clients. `config` is what the result carries along as provenance.
+
+    `scrape_interval_s`: the router knows its replicas only as of the last scrape (0: as they are).
+    """
+
+    replicas: tuple[ReplicaSpec, ...]
+    routing: RoutingPolicy | None = None
+    replay: Replay = "open"
+    client_timeout_s: float | None = None
+    max_concurrency: int | None = None
+    record_steps: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    scrape_interval_s: float = 0.0
+
+    def check(self) -> None:
+        """Raise ConfigError unless it can run."""
+        if not self.replicas:
+            raise ConfigError("replicas: got none, expected at least one")
+        for replica in self.replicas:
+            if replica.max_num_batched_tokens < replica.max_num_seqs:
+                raise ConfigError(
+                    f"--max-num-batched-tokens: got {replica.max_num_batched_tokens}, expected at least "
+                    f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
+                )
+        if len(self.replicas) > 1 and self.routing is None:
+            raise ConfigError(f"--routing: got none for {len(self.replicas)} replicas, expected a policy")
