@@ -23,6 +23,9 @@ DTYPES: dict[str, Dtype | None] = {
 }  # fmt: skip
 """Names of number formats that flags accept (vLLM's and short ones); `auto` is the model's own."""
 
+DEFAULT_GPU = "h100-sxm"
+"""Where neither `gpu` nor the constants of a calibration file name one."""
+
 FALLBACKS: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
     "max_num_seqs": 256,
@@ -54,7 +57,7 @@ class RunConfig:
     """
 
     model: str = "llama-3.1-8b"
-    gpu: str = "h100-sxm"
+    gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
     replicas: int = 1
     policy: str = "chunked"

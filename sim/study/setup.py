@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
+from ..cost.specs import GpuSpec
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
-from .config import DTYPES, FALLBACKS, RunConfig, flag
+from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+    from ..cost.specs import EngineProfile, ModelSpec
     from ..cost.work import CostModel
 
 
@@ -41,7 +44,8 @@ def resolve(config: RunConfig) -> Setup:
     """
     engine = _named("engine", lambda: load_engine(config.engine))
     config = _with_defaults(config, engine)
-    model, gpu = _model(config), _named("gpu", lambda: load_gpu(config.gpu))
+    model = _model(config)
+    gpu, notes = _gpu(config)
     config = replace(config, max_model_len=_max_model_len(config, model))
     _check_together(config, model)
     ledger = _ledger(config, model, gpu, engine)
@@ -61,7 +65,34 @@ def resolve(config: RunConfig) -> Setup:
         max_concurrency=config.max_concurrency,
         record_steps=config.record_steps,
     )
-    return Setup(config, cluster, described, tuple(getattr(cost_model, "warnings", ())))
+    return Setup(config, cluster, described, (*notes, *getattr(cost_model, "warnings", ())))
+
+
+def _gpu(config: RunConfig) -> tuple[GpuSpec, tuple[str, ...]]:
+    """The GPU, and what to tell about it: constants from a file speak of one device, which need not be the default.
+
+    Raises ConfigError where a file of constants was made on another GPU than the one asked for.
+    """
+    if config.calibration is None or not Path(config.calibration).is_file():
+        return _named("gpu", lambda: load_gpu(config.gpu)), ()
+    calibration = load_calibration(Path(config.calibration))
+    own = GpuSpec(**_tuples(calibration.gpu_spec)) if calibration.gpu_spec else None
+    asked = None if config.gpu == DEFAULT_GPU else _named("gpu", lambda: load_gpu(config.gpu))
+    if asked is None and calibration.gpu != DEFAULT_GPU:
+        note = f"GPU {calibration.gpu}: the one that the constants of {config.calibration} were measured on"
+        return own or _named("calibration", lambda: load_gpu(calibration.gpu)), (note,)
+    gpu = asked or _named("gpu", lambda: load_gpu(config.gpu))
+    if gpu.name != calibration.gpu:
+        raise ConfigError(
+            f"--calibration: {config.calibration} holds constants of {calibration.gpu}, --gpu is {gpu.name}: expected "
+            f"constants of that GPU, or no --gpu"
+        )
+    return gpu, ()
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a spec as JSON gives them, lists made tuples again."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 @contextmanager

@@ -87,12 +87,23 @@ def test_a_simulation_runs_on_it_and_a_cpu_is_slower_than_a_gpu(folder):
     runs = {}
     for name, more in {
         "cpu": ("--dtype", "fp32", "--gpu", "t.gpu.json", "--calibration", "c.json"),
+        "cpu, by its constants alone": ("--calibration", "c.json"),
         "gpu": (),
     }.items():
         runs[name] = json.loads(calls("stepline.sim.cli.main", *flags, *more, cwd=folder).stdout)
     for run in runs.values():
         assert run["requests"]["completed"] == 12
     assert runs["cpu"]["tpot_s"]["p50"] > 20 * runs["gpu"]["tpot_s"]["p50"]
+    assert runs["cpu, by its constants alone"]["tpot_s"]["p50"] > 10 * runs["gpu"]["tpot_s"]["p50"]
+
+
+def test_constants_of_one_device_are_refused_on_another(folder, capsys):
+    from stepline.sim.cli.main import main
+
+    trace, constants = str(folder / "trace.jsonl"), str(folder / "c.json")
+    (folder / "trace.jsonl").write_text(TRACE)
+    assert main(["--trace", trace, "--gpu", "h200", "--calibration", constants, "--no-save"]) == 2
+    assert "holds constants of cpu, --gpu is h200" in capsys.readouterr().err
 
 
 def test_threads_cannot_be_set_once_numpy_is_loaded():
