@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,14 +117,21 @@ def read_tables(root: Path, gpu: str, library: str) -> tuple[pd.DataFrame, dict[
 
     if gpu not in SYSTEMS:
         raise CalibrationError(f"--gpu: got {gpu!r}{nearest(gpu, SYSTEMS)}")
-    frames, hashes = [], {}
+    frames, hashes, read = [], {}, set()
     for family, name, convert in _TABLES:
         path = table_file(root, gpu, family, library, name)
         if path is None:
             continue
+        read.add(name)
         hashes[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
         frames.append(_converted(path, convert, gpu, library))
-    nccl = _latest_nccl(root, gpu)
+    if frames and not any(name == "custom_allreduce_perf" for name in read):
+        # an all-reduce kernel changes little between releases; its rows carry the version they were timed with
+        path = _latest(root / SYSTEMS[gpu] / "comm" / library.partition("-")[0], "custom_allreduce_perf")
+        if path is not None:
+            hashes[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            frames.append(_converted(path, _all_reduce, gpu, f"{path.parent.parent.name}-{path.parent.name}"))
+    nccl = _latest(root / SYSTEMS[gpu] / "comm" / "nccl", "nccl_perf")
     if frames and nccl is not None:
         hashes[nccl.relative_to(root).as_posix()] = hashlib.sha256(nccl.read_bytes()).hexdigest()
         frames.append(_converted(nccl, _nccl, gpu, f"nccl-{nccl.parent.name}"))
@@ -241,9 +249,12 @@ def _nccl(rows: pd.DataFrame, l2_bytes: float) -> dict[str, Any]:
     }
 
 
-def _latest_nccl(root: Path, gpu: str) -> Path | None:
-    found = list((root / SYSTEMS[gpu] / "comm" / "nccl").glob("*/nccl_perf.parquet"))
-    return max(found, key=lambda p: tuple(int(x) for x in p.parent.name.split("."))) if found else None
+def _latest(folder: Path, name: str) -> Path | None:
+    """The table of the highest version below a folder of versions."""
+    found = list(folder.glob(f"*/{name}.parquet"))
+    return (
+        max(found, key=lambda p: tuple(int(x) for x in re.findall(r"\d+", p.parent.name))) if found else None
+    )
 
 
 ZIPF_OF_POWER_LAW = 0.6

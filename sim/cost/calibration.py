@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import orjson
 from stepline.traces.errors import CalibrationError, nearest
 
 from .residual import ResidualGrid
@@ -138,7 +139,7 @@ def load_calibration(path: Path | str) -> Calibration:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = orjson.loads(path.read_bytes())
     except OSError as error:
         raise CalibrationError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:

@@ -13,6 +13,7 @@ from . import attention_costs, operators
 from .attention_costs import DecodeAttention, PrefillAttention
 from .calibration import Calibration, KernelFit
 from .forms import Array, Split
+from .ranges import RangeLog
 from .sampler import SamplerPart, StepPart
 from .specs import EngineProfile, GpuSpec, ModelSpec
 from .token_costs import CollectivePart, CountTable, ElementwisePart, LinearPart, MoePart, Part, graph_padding
@@ -72,7 +73,9 @@ class RooflineCostModel:
             self.notes.append(
                 f"calibration {calibration.id} is of another GPU than {gpu.name}: efficiencies carried over"
             )
+        self._ranges = RangeLog()
         self._check()
+        self._check_shapes()
         parts = [
             *self._linear_parts(),
             ElementwisePart(model, tp, fused_elementwise, self._fit("elementwise"), gpu),
@@ -92,7 +95,7 @@ class RooflineCostModel:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the result must know: transferred constants, work outside the data's range."""
-        return tuple(self.notes)
+        return (*self.notes, *self._ranges.notes())
 
     # --- the hot path
 
@@ -359,8 +362,34 @@ class RooflineCostModel:
             )
         return self._fit("attention_prefill"), self._fit("attention_decode")
 
+    def _check_shapes(self) -> None:
+        """Note linear layers and heads whose shapes no timing covers."""
+        gemm = self._fit("gemm")
+        for linear in operators.linears(self.model, self.tp):
+            self._ranges.check(linear.name, gemm, n=linear.n, k=linear.k)
+        heads, kv_heads = operators.heads_per_gpu(self.model, self.tp)
+        for kernel, fit in zip(
+            ("attention_prefill", "attention_decode"), self._attention_fits(), strict=True
+        ):
+            shapes = {"heads": heads, "kv_heads": kv_heads, "head_dim": self.model.head_dim}
+            self._ranges.check(kernel, fit, **shapes if self.model.mla is None else {"heads": heads})
+        if self.model.moe is not None:
+            width = operators.ceil_div(self.model.moe.expert_size * self.ep, self.tp)
+            self._ranges.check("moe", self._fit("moe"), n=width, k=self.model.hidden_size)
+
     def _check_range(self, columns: Mapping[str, Array]) -> None:
         """Note, once each, work outside the range of the data behind the constants."""
+        prefill, decode = self._attention_fits()
+        n, chunks = columns["n_decode"], columns["prefill_seqs"]
+        self._ranges.check("gemm", self._fit("gemm"), m=columns["prefill_tokens"] + n)
+        some, fresh = n > 0, chunks > 0
+        self._ranges.check("attention_decode", decode, batch=n[some])
+        self._ranges.check(
+            "attention_decode", decode, context_tokens=columns["context_tokens"][some] / n[some]
+        )
+        lengths = columns["prefill_kv_tokens"][fresh] / chunks[fresh]
+        self._ranges.check("attention_prefill", prefill, query_tokens=lengths)
+        self._ranges.check_chunks(columns, self.history_rule)
 
 
 def _above(
