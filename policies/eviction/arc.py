@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from stepline.traces.errors import InvariantError
@@ -17,12 +17,11 @@ class ArcPolicy:
     """Two LRU lists, of segments used once (T1) and more often (T2), and ghosts of what each has lost (B1, B2).
 
     A miss on a ghost moves the target size of T1 towards the list that lost it. The cache size c of the paper is the
-    number of cached keyed segments; pinned ones count in their list but cannot be chosen. Content without a key goes
+    number of cached segments; pinned ones count in their list but cannot be chosen. Content without a key goes
     first. Source: Megiddo & Modha, "ARC: a self-tuning, low overhead replacement cache", FAST 2003, Figure 4.
     """
 
     def __init__(self) -> None:
-        self._garbage: deque[Segment] = deque()
         self._once: OrderedDict[Segment, None] = OrderedDict()
         self._often: OrderedDict[Segment, None] = OrderedDict()
         self._is_often: dict[Segment, bool] = {}
@@ -37,9 +36,7 @@ class ArcPolicy:
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """Used once, or again if a ghost remembers it: then the target adapts."""
-        if segment.key is None:
-            return
-        known = self._recall(segment.key)
+        known = segment.key is not None and self._recall(segment.key)
         self._is_often[segment] = known
         self._n_often += known
 
@@ -66,17 +63,13 @@ class ArcPolicy:
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """To the young end of its list."""
-        if segment.key is None:
-            self._garbage.append(segment)
-        elif self._is_often[segment]:
+        if self._is_often[segment]:
             self._often[segment] = None
         else:
             self._once[segment] = None
 
     def victim(self) -> Segment:
         """The old end of T1 while it is larger than its target, else of T2."""
-        if self._garbage:
-            return self._garbage[0]
         once_first = self._n_once > 0 and self._n_once > self._target
         lists = (self._once, self._often) if once_first else (self._often, self._once)
         for queue in lists:
@@ -86,13 +79,11 @@ class ArcPolicy:
 
     def on_evict(self, segment: Segment) -> None:
         """Its key becomes a ghost."""
-        if segment.key is None:
-            self._garbage.popleft()
-            return
         often = self._is_often.pop(segment)
         self._n_often -= often
         (self._often if often else self._once).pop(segment, None)
-        (self._often_ghosts if often else self._once_ghosts)[segment.key] = None
+        if segment.key is not None:
+            (self._often_ghosts if often else self._once_ghosts)[segment.key] = None
         self._trim()
 
     def _trim(self) -> None:

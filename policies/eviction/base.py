@@ -1,8 +1,7 @@
-"""What the eviction policies share: content that nothing can hit goes first, the rest in order of a rank."""
+"""What the eviction policies share: victims in order of a rank, perhaps leaves only."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import InvariantError
@@ -17,7 +16,8 @@ class RankedEviction:
     """Evicts the segment of the lowest rank; a subclass says what the rank is.
 
     The rank is taken when a segment is released (and so becomes evictable); equal ranks go in order of release, which
-    is tail first within a sequence. Segments without a key cannot be hit: they go before all others.
+    is tail first within a sequence. Content without a key (generated tokens that the trace does not identify) is
+    ranked like any that was used once: a real engine cannot know that it will never be hit (see `outputs-first`).
     `leaves_only`: a segment is evictable only while no cached segment continues it, as in a radix tree; else the loss
     of a prompt's head leaves a tail that nothing can reach until the head is computed again.
     """
@@ -25,7 +25,6 @@ class RankedEviction:
     leaves_only = False
 
     def __init__(self) -> None:
-        self._garbage: deque[Segment] = deque()
         self._heap = LazyHeap()
         self._children: dict[Segment, int] = {}
         self._inner: dict[Segment, Any] = {}
@@ -37,20 +36,18 @@ class RankedEviction:
         raise NotImplementedError
 
     def inserted(self, segment: Segment, now_s: float) -> None:
-        """A keyed segment is new."""
+        """A segment is new."""
 
     def hit(self, segment: Segment, now_s: float) -> None:
-        """A keyed segment was hit."""
+        """A segment was hit."""
 
     def forget(self, segment: Segment) -> None:
-        """A keyed segment is gone."""
+        """A segment is gone."""
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """Note a new segment."""
-        if segment.key is None:
-            return
         if self.leaves_only and segment.parent is not None:
             self._children[segment.parent] = self._children.get(segment.parent, 0) + 1
         self.inserted(segment, now_s)
@@ -63,17 +60,13 @@ class RankedEviction:
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """A candidate at its rank."""
-        if segment.key is None:
-            self._garbage.append(segment)
-        elif self._children.get(segment):
+        if self._children.get(segment):
             self._inner[segment] = self.rank(segment, now_s)
         else:
             self._heap.push(segment, self.rank(segment, now_s))
 
     def victim(self) -> Segment:
         """The lowest rank."""
-        if self._garbage:
-            return self._garbage[0]
         segment = self._heap.first()
         while segment is not None and self._children.get(segment):
             self._inner[segment] = self._heap.lowest()  # something has grown on it since it was released
@@ -85,9 +78,6 @@ class RankedEviction:
 
     def on_evict(self, segment: Segment) -> None:
         """Forget it; its parent may have become a leaf."""
-        if segment.key is None:
-            self._garbage.popleft()
-            return
         self._heap.discard(segment)
         if self.leaves_only:
             self._children.pop(segment, None)

@@ -28,6 +28,6 @@ class LfuPolicy(CountingEviction):
 
     def on_evict(self, segment: Segment) -> None:
         """The cache ages by its victims."""
-        if self.aging and segment.key is not None and segment in self._heap:
+        if self.aging and segment in self._heap:
             self._age = max(self._age, self._heap.lowest())
         super().on_evict(segment)

@@ -24,14 +24,15 @@ class LruKPolicy(RankedEviction):
             raise ValueError(f"k: got {k}, expected an integer >= 1")
         self.k = k
         self._count = 0
-        self._uses: dict[int | None, deque[int]] = {}
-        self._lost: OrderedDict[int | None, None] = OrderedDict()
+        self._uses: dict[int | Segment, deque[int]] = {}
+        self._lost: OrderedDict[int, None] = OrderedDict()
         self._live = 0
 
     def inserted(self, segment: Segment, now_s: float) -> None:
         """A use, perhaps not its first."""
         self._live += 1
-        self._lost.pop(segment.key, None)
+        if segment.key is not None:
+            self._lost.pop(segment.key, None)
         self._use(segment)
 
     def hit(self, segment: Segment, now_s: float) -> None:
@@ -40,17 +41,25 @@ class LruKPolicy(RankedEviction):
 
     def _use(self, segment: Segment) -> None:
         self._count += 1
-        self._uses.setdefault(segment.key, deque(maxlen=self.k)).append(self._count)
+        self._uses.setdefault(name(segment), deque(maxlen=self.k)).append(self._count)
 
     def rank(self, segment: Segment, now_s: float) -> int:
         """Number of the K-th last use; 0 if there were fewer."""
-        uses = self._uses[segment.key]
+        uses = self._uses[name(segment)]
         return uses[0] if len(uses) == self.k else 0
 
     def forget(self, segment: Segment) -> None:
         """Content is lost, history is kept for a while."""
         self._live -= 1
+        if segment.key is None:
+            del self._uses[segment]
+            return
         self._lost[segment.key] = None
         while len(self._lost) > self._live + 1:
             key, _ = self._lost.popitem(last=False)
             del self._uses[key]
+
+
+def name(segment: Segment) -> int | Segment:
+    """What its history is kept under: its key, or itself where it has none."""
+    return segment if segment.key is None else segment.key

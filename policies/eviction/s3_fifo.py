@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from stepline.traces.errors import InvariantError
@@ -21,7 +21,7 @@ class S3FifoPolicy:
 
     Leaving the small queue, a segment used more than once since it came moves to the main one, others are evicted
     and remembered; leaving the main queue, a used one goes round again with one use less. `small_frac`: the small
-    queue's share of the cached segments (the paper's 10 %). Content without a key goes first. Place in a queue is by
+    queue's share of the cached segments (the paper's 10 %). Place in a queue is by
     first release, so that a prompt's tail leaves before its head.
     Source: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023, Algorithm 1.
     """
@@ -30,7 +30,6 @@ class S3FifoPolicy:
         if not 0 < small_frac < 1:
             raise ValueError(f"small_frac: got {small_frac}, expected a fraction in (0, 1)")
         self.small_frac = small_frac
-        self._garbage: deque[Segment] = deque()
         self._small, self._main = LazyHeap(), LazyHeap()
         self._uses: dict[Segment, int] = {}
         self._place: dict[Segment, int] = {}
@@ -40,10 +39,8 @@ class S3FifoPolicy:
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """Into the small queue, or the main one if its key is remembered."""
-        if segment.key is None:
-            return
         self._uses[segment] = 0
-        if segment.key in self._ghosts:
+        if segment.key is not None and segment.key in self._ghosts:
             del self._ghosts[segment.key]
         else:
             self._is_small[segment] = None
@@ -56,17 +53,12 @@ class S3FifoPolicy:
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """Back to its place."""
-        if segment.key is None:
-            self._garbage.append(segment)
-            return
         place = self._place.get(segment) or self._next()
         self._place[segment] = place
         (self._small if segment in self._is_small else self._main).push(segment, place)
 
     def victim(self) -> Segment:
         """The first unused segment of the queue whose turn it is."""
-        if self._garbage:
-            return self._garbage[0]
         while True:
             crowded = len(self._is_small) >= self.small_frac * len(self._uses)
             segment = self._small.first() if crowded or not len(self._main) else None
@@ -99,15 +91,13 @@ class S3FifoPolicy:
 
     def on_evict(self, segment: Segment) -> None:
         """Keys lost from the small queue are remembered, as many as are cached."""
-        if segment.key is None:
-            self._garbage.popleft()
-            return
         del self._uses[segment]
         self._place.pop(segment, None)
         self._main.discard(segment)
         self._small.discard(segment)
         if segment in self._is_small:
             del self._is_small[segment]
-            self._ghosts[segment.key] = None
+            if segment.key is not None:
+                self._ghosts[segment.key] = None
             while len(self._ghosts) > len(self._uses) + 1:
                 self._ghosts.popitem(last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from stepline.traces.errors import InvariantError
@@ -17,7 +17,7 @@ class TwoQPolicy:
     """New content waits in a FIFO (A1in); only keys that return after leaving it enter the LRU list (Am).
 
     `in_frac`: share of the cached segments that A1in may hold before it is the one that gives way; `ghost_frac`: keys
-    remembered after leaving A1in (A1out), as a share of the cached segments. Content without a key goes first.
+    remembered after leaving A1in (A1out), as a share of the cached segments.
     Source: Johnson & Shasha, "2Q", VLDB 1994, the full version with Kin = 25 % and Kout = 50 %. Order in A1in is that
     of release, so that a prompt's tail leaves before its head.
     """
@@ -27,7 +27,6 @@ class TwoQPolicy:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: got {value}, expected a fraction in [0, 1]")
         self.in_frac, self.ghost_frac = in_frac, ghost_frac
-        self._garbage: deque[Segment] = deque()
         self._probation, self._main = LazyHeap(), LazyHeap()
         self._place: dict[
             Segment, int
@@ -38,10 +37,8 @@ class TwoQPolicy:
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """On probation, unless the key was seen not long ago."""
-        if segment.key is None:
-            return
         self._live += 1
-        if segment.key in self._ghosts:
+        if segment.key is not None and segment.key in self._ghosts:
             del self._ghosts[segment.key]
         else:
             self._place[segment] = 0
@@ -53,9 +50,6 @@ class TwoQPolicy:
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """Back to its place on probation, or to the young end of the main list."""
-        if segment.key is None:
-            self._garbage.append(segment)
-            return
         self._count += 1
         place = self._place.get(segment)
         if place is None:
@@ -66,8 +60,6 @@ class TwoQPolicy:
 
     def victim(self) -> Segment:
         """The oldest on probation while those are too many, else the oldest of the main list."""
-        if self._garbage:
-            return self._garbage[0]
         crowded = len(self._place) > self.in_frac * self._live
         first, second = (self._probation, self._main) if crowded else (self._main, self._probation)
         segment = first.first() or second.first()
@@ -77,13 +69,10 @@ class TwoQPolicy:
 
     def on_evict(self, segment: Segment) -> None:
         """Keys that leave probation are remembered for a while."""
-        if segment.key is None:
-            self._garbage.popleft()
-            return
         self._live -= 1
         if not self._main.discard(segment):
             self._probation.discard(segment)
-        if self._place.pop(segment, None) is not None:
+        if self._place.pop(segment, None) is not None and segment.key is not None:
             self._ghosts[segment.key] = None
             while len(self._ghosts) > self.ghost_frac * (self._live + 1):
                 self._ghosts.popitem(last=False)

@@ -29,7 +29,7 @@ class Segment:
     blocks        full blocks with content; of an unkeyed segment all its blocks
     refs          sequences that hold it (0: evictable)
     start_blocks  blocks of the prefix before it (what a recompute would have to attend to)
-    parent        the segment that it continues (None: the head of a prompt, or no key)
+    parent        the segment that it continues (None: the head of a prompt)
     tenant, priority  of the sequence that computed it, for eviction policies that care
     """
 
@@ -298,7 +298,8 @@ class KVCache:
             self._key_private(seq, kv_tokens // self.block_size)
         rest = total - seq.path_blocks
         if rest > 0:
-            segment = Segment(None, rest, seq.path_blocks, seq)
+            parent = seq.held_segments[-1] if seq.held_segments else None
+            segment = Segment(None, rest, seq.path_blocks, seq, parent)
             self._inserted(segment)
             self._unpin(segment, eviction)
         for segment in reversed(seq.held_segments):
