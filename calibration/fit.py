@@ -12,7 +12,7 @@ from stepline.sim.cost.residual import ResidualGrid
 from stepline.sim.cost.specs import GpuSpec
 from stepline.traces.errors import CalibrationError
 
-from .fit_core import Array, Fit, best_fit, mape
+from .fit_core import Array, Fit, best_fit, bootstrap_covariance, mape
 from .fit_residual import fit_residual
 from .tasks import TASKS, Columns, Task, columns_of, rows_for
 from .tasks_mla import mla_tasks
@@ -26,6 +26,9 @@ MIN_ROWS = 8
 
 MIN_RESIDUAL_ROWS = 20
 """Fewer shapes than this get no residual layer."""
+
+MIN_FAMILIES = 8
+"""With fewer shape families the bootstrap draws rows."""
 
 MIN_SERVING_ROWS = 60
 """Fewer cold shapes than this get no constants of their own for serving (see `tasks_serving`)."""
@@ -128,11 +131,16 @@ def kernel_fit(fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> 
     train = {"formula": mape(fitted.formula_s(x, gpu, dtype), seconds)}
     if fitted.residual is not None:
         train["residual"] = mape(fitted.seconds(x, gpu, dtype), seconds)
+    covariance = family_covariance(fitted, rows, gpu, dtype)
+    spread = np.sqrt(np.diag(np.array(covariance)))
     return KernelFit(
         form=fitted.task.form,
         constants=fitted.fit.constants,
-        standard_errors=fitted.fit.standard_errors,
-        covariance=fitted.fit.covariance,
+        standard_errors={
+            name: fitted.fit.constants[name] * float(sd)
+            for name, sd in zip(fitted.fit.fitted, spread, strict=True)
+        },
+        covariance=covariance,
         fitted=fitted.fit.fitted,
         valid={name: (float(x[name].min()), float(x[name].max())) for name in fitted.task.shapes},
         errors={"train": train},
@@ -140,6 +148,22 @@ def kernel_fit(fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> 
         provenance={"scope": fitted.task.scope},
         residual=fitted.residual,
     )
+
+
+def family_covariance(
+    fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str
+) -> tuple[tuple[float, ...], ...]:
+    """Covariance of the constants by bootstrap over shape families; over rows where there are few families."""
+    task = fitted.task
+    x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(dtype=float)
+    family = rows.groupby(list(task.group), sort=True).ngroup().to_numpy()
+    if int(family.max()) + 1 < MIN_FAMILIES:
+        family = np.arange(len(rows))
+
+    def predict(c: Mapping[str, float], used: Any) -> Array:
+        return task.predict(c, {name: column[used] for name, column in x.items()}, gpu, dtype)
+
+    return bootstrap_covariance(predict, seconds, family, fitted.fit, task.fixed)
 
 
 def with_errors(calibration: Calibration, errors: Mapping[str, Mapping[str, Any]]) -> Calibration:

@@ -348,8 +348,9 @@ def _elementwise_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     rows = table.loc[(table["kernel"] == "elementwise") & table["dtype"].isin(_aliases(dtype))]
     moved = rows["operation"].map(ELEMENTWISE_ELEMENTS)
     elements = (rows["m"] * rows["n"]).astype("Float64") * moved.astype("Float64")
-    sized: pd.DataFrame = rows.assign(message_bytes=elements * operators.bytes_per_element(dtype))
-    return sized.loc[moved.notna()]
+    sized = rows.assign(message_bytes=elements * operators.bytes_per_element(dtype))
+    known: pd.DataFrame = sized.loc[moved.notna()]
+    return known
 
 
 def _elementwise_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
@@ -384,7 +385,7 @@ MOE_MIN_WIDTH = 256
 
 
 def _moe_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-    rows = table.loc[(table["kernel"] == "moe") & table["dtype"].isin(_aliases(dtype))]
+    rows = table.loc[(table["kernel"] == "moe") & table["dtype"].isin(_moe_dtypes(table, dtype))]
     rows = rows.loc[(rows["ep"] == 1) & (rows["n"] >= MOE_MIN_WIDTH)]
     rows = rows.loc[
         rows["skew"] == rows["skew"].min()
@@ -392,6 +393,16 @@ def _moe_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     # Nemotron-3's experts have two matrices; the table does not say so, its shapes do
     ungated = (rows["top_k"] == 22) | ((rows["k"] == 2688) & (rows["n_experts"] == 128))
     return rows.loc[~ungated]
+
+
+def _moe_dtypes(table: pd.DataFrame, dtype: str) -> tuple[str, ...]:
+    """Which rows stand for a weight dtype. fp8: those of fp8_block where there are any.
+
+    The tables' plain fp8 rows time one vendor's checkpoints on an untuned CUTLASS kernel that is slower than bf16 at
+    every size; the fp8 checkpoints that are served (per channel or per block) run the Triton kernel of the other rows.
+    """
+    blocks = dtype == "fp8" and bool(((table["kernel"] == "moe") & (table["dtype"] == "fp8_block")).any())
+    return ("fp8_block",) if blocks else _aliases(dtype)
 
 
 def _moe_work(x: Columns, dtype: str) -> tuple[Array, Array, Array]:

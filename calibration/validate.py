@@ -20,6 +20,13 @@ from .tasks_mla import mla_tasks
 if TYPE_CHECKING:
     import pandas as pd
 
+UNSEEN_OF = {
+    f"{kind}_{world}": "leave-one-out"
+    for kind in ("all_reduce", "all_gather", "all_to_all")
+    for world in (2, 4, 8)
+}
+"""Kernels whose unseen shapes are single message sizes."""
+
 MODELS = ("datasheet", "formula", "residual")
 
 
@@ -28,7 +35,7 @@ class Score:
     """Mean absolute relative error (fraction) of one kernel, split, regime and model over all seeds.
 
     `rows`: held-out rows in all seeds together; `spread`: standard deviation over the seeds; `bias`: mean of
-    log(predicted / measured).
+    log(predicted / measured). `family_sd`: standard deviation of that mean over the held-out shape families.
     """
 
     kernel: str
@@ -39,6 +46,7 @@ class Score:
     spread: float
     bias: float
     rows: int
+    family_sd: float
 
 
 def validate(
@@ -83,10 +91,11 @@ def tasks_of(source: Source, dtype: str) -> tuple[Task, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """Held-out rows of one seed: regime of each row and log(predicted / measured) by model."""
+    """Held-out rows of one seed: regime and log(predicted / measured) by model, and its means by shape family."""
 
     regime: Array
     log_ratio: dict[str, Array]
+    family_means: dict[str, Array]
 
 
 def _scores(
@@ -108,9 +117,8 @@ def _leave_one_out(task: Task, rows: pd.DataFrame, source: Source, dtype: str) -
         mask = np.arange(len(rows)) == i
         parts.append(_hold(task, fit_task(task, rows[~mask], source.gpu, dtype), rows[mask], source, dtype))
     regime = np.concatenate([part.regime for part in parts])
-    return [
-        _Held(regime, {m: np.concatenate([part.log_ratio[m] for part in parts]) for m in parts[0].log_ratio})
-    ]
+    ratios = {m: np.concatenate([part.log_ratio[m] for part in parts]) for m in parts[0].log_ratio}
+    return [_Held(regime, ratios, ratios)]
 
 
 def _hold(task: Task, fitted: Fitted, rows: pd.DataFrame, source: Source, dtype: str) -> _Held:
@@ -122,10 +130,11 @@ def _hold(task: Task, fitted: Fitted, rows: pd.DataFrame, source: Source, dtype:
     if fitted.residual is not None:
         predicted["residual"] = fitted.seconds(x, source.gpu, dtype)
     edges = np.array(task.regime[1])
-    return _Held(
-        np.searchsorted(edges, x[task.regime[0]], side="left").astype(float),
-        {model: np.log(p / seconds) for model, p in predicted.items()},
-    )
+    log_ratio = {model: np.log(p / seconds) for model, p in predicted.items()}
+    family = rows.groupby(list(task.group), sort=True).ngroup().to_numpy()
+    rows_of = np.bincount(family)
+    means = {model: np.bincount(family, weights=ratio) / rows_of for model, ratio in log_ratio.items()}
+    return _Held(np.searchsorted(edges, x[task.regime[0]], side="left").astype(float), log_ratio, means)
 
 
 def _collect(task: Task, split: str, held: list[_Held]) -> list[Score]:
@@ -152,6 +161,11 @@ def _collect(task: Task, split: str, held: list[_Held]) -> list[Score]:
                     spread=float(np.std(errors)),
                     bias=float(np.mean(every)),
                     rows=len(every),
+                    family_sd=float(
+                        np.std(
+                            np.concatenate([h.family_means[model] for h in held if model in h.family_means])
+                        )
+                    ),
                 )
             )
     return scores
@@ -166,9 +180,14 @@ def regime_names(task: Task) -> list[str]:
 
 
 def scores_by_kernel(scores: Iterable[Score]) -> dict[str, dict[str, Any]]:
-    """{kernel: {split: {regime: {model: error fraction}}}}, for the calibration JSON."""
+    """{kernel: {split: {regime: {model: error fraction}}}}, for the calibration JSON, and under `family_sd`
+    the spread of the mean errors of unseen shape families by model, for `uncertainty.draw`.
+    """
     found: dict[str, dict[str, Any]] = {}
     for s in scores:
         if s.model != "datasheet":
-            found.setdefault(s.kernel, {}).setdefault(s.split, {}).setdefault(s.regime, {})[s.model] = s.mape
+            kernel = found.setdefault(s.kernel, {})
+            kernel.setdefault(s.split, {}).setdefault(s.regime, {})[s.model] = s.mape
+            if s.split == UNSEEN_OF.get(s.kernel, "unseen") and s.regime == "all":
+                kernel.setdefault("family_sd", {})[s.model] = s.family_sd
     return found
