@@ -35,6 +35,12 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
     ("preemption", str, "NAME|module:Class", "who gives way when blocks run out (last-in)"),
     ("admission", str, "NAME|module:Class", "what a replica turns away at the door (nothing)"),
     ("routing", str, "NAME|module:Class", "which replica a request goes to (round-robin)"),
+    (
+        "router-scrape-interval",
+        number,
+        "S",
+        "seconds between the router's looks at its replicas (0: it always knows)",
+    ),
     ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
     ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),

@@ -50,7 +50,8 @@ class RunConfig:
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
-    `stepline.sim.report.slo.parse_slo`. `usd_per_gpu_hour` replaces the GPU table's price.
+    `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
+    replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -65,6 +66,7 @@ class RunConfig:
     preemption: str = "last-in"
     admission: str | None = None
     routing: str = "round-robin"
+    router_scrape_interval: float = 0.0
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
@@ -99,6 +101,7 @@ class RunConfig:
             _check_int(name, getattr(self, name), low=0)
         for name in ("client_timeout", "rate_scale"):
             _check_positive(name, getattr(self, name))
+        _check_not_negative("router_scrape_interval", self.router_scrape_interval)
         _check_utilization(self.gpu_memory_utilization)
         _check_price(self.usd_per_gpu_hour)
         for name in ("dtype", "kv_cache_dtype"):
@@ -139,6 +142,11 @@ def _check_int(name: str, value: Any, low: int) -> None:
 def _check_positive(name: str, value: Any) -> None:
     if value is not None and not (_is_number(value) and value > 0):
         raise ConfigError(f"{flag(name)}: got {value!r}, expected a number > 0")
+
+
+def _check_not_negative(name: str, value: Any) -> None:
+    if not (_is_number(value) and value >= 0):
+        raise ConfigError(f"{flag(name)}: got {value!r}, expected a number >= 0")
 
 
 def _check_price(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +60,8 @@ def resolve(config: RunConfig) -> Setup:
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": calibration}
     cluster = ClusterSpec(
         replicas=replicas,
-        routing=load_plugin("stepline.routing_policies", config.routing),
+        routing=_routing(config),
+        scrape_interval_s=config.router_scrape_interval,
         replay=config.replay,
         client_timeout_s=config.client_timeout,
         max_concurrency=config.max_concurrency,
@@ -93,6 +95,14 @@ def _gpu(config: RunConfig) -> tuple[GpuSpec, tuple[str, ...]]:
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a spec as JSON gives them, lists made tuples again."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _routing(config: RunConfig) -> Any:
+    """The routing policy; one that draws at random gets the run's seed, unless its text says another."""
+    group = "stepline.routing_policies"
+    asked = parse_plugin(config.routing, "--routing")
+    takes_seed = "seed" in inspect.signature(load_plugin_class(group, asked.target)).parameters
+    return load_plugin(group, config.routing, **({"seed": config.seed} if takes_seed else {}))
 
 
 @contextmanager
