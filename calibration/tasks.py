@@ -392,7 +392,8 @@ def _moe_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     ]  # balanced; a collection without such rows: the mildest skew
     # Nemotron-3's experts have two matrices; the table does not say so, its shapes do
     ungated = (rows["top_k"] == 22) | ((rows["k"] == 2688) & (rows["n_experts"] == 128))
-    return rows.loc[~ungated]
+    gated: pd.DataFrame = rows.loc[~ungated]
+    return gated
 
 
 def _moe_dtypes(table: pd.DataFrame, dtype: str) -> tuple[str, ...]:
