@@ -225,11 +225,14 @@ class RooflineCostModel:
         tokens = get["prefill_tokens"] + get["n_decode"]
         seconds, flops, bytes_ = _at_unique(self._tokens, tokens)
         self._add(seconds, flops, bytes_, _at_unique(self._rows, get["logits_rows"]))
-        chunk = tuple(
-            get[n] for n in ("prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens")
-        )
         for prefill in self._prefill:
-            split, f, b = prefill.split(*chunk, self._joined & (get["n_decode"] > 0))
+            split, f, b = prefill.split(
+                get["prefill_tokens"],
+                get["prefill_seqs"],
+                get["attention_pairs"],
+                get["prefill_kv_tokens"],
+                self._joined & (get["n_decode"] > 0),
+            )
             self._add(seconds, flops, bytes_, ({"attention_prefill": split}, f, b))
         for index, decode in enumerate(self._decode):
             split, f, b = decode.split(get["n_decode"], get[context_column(index)])
