@@ -21,11 +21,12 @@ load       --trace FILE  --trace-format NAME  --replay open|closed  --rate-scale
 hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --replicas N  --dtype FORMAT
            --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE
            --usd-per-gpu-hour USD
-scheduling --policy NAME|module:Class[:k=v,...] --engine NAME --routing NAME --preemption NAME --admission NAME
+scheduling --policy NAME|module:Class[:k=v,...] --engine NAME --preemption NAME --admission NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
+fleet      --routing NAME|module:Class[:k=v,...]  --router-scrape-interval S
 KV cache   --kv-eviction NAME  --[no-]enable-prefix-caching  --block-size N
            --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
-results    --out DIR  --no-save  --record-steps  --json  --quiet  --vllm-bench-json FILE
+results    --out DIR  --report [FILE]  --no-save  --record-steps  --json  --quiet  --vllm-bench-json FILE
 
 A hardware, scheduling or KV cache option takes several values: repeat it, or use commas.
 --help-all explains every option and its default."""
