@@ -23,6 +23,7 @@ from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..cost.calibration import Calibration
     from ..cost.specs import EngineProfile, ModelSpec
     from ..cost.work import CostModel
 
@@ -37,8 +38,10 @@ class Setup:
     warnings: tuple[str, ...] = ()
 
 
-def resolve(config: RunConfig) -> Setup:
+def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
     """Look up names, fill defaults (engine profile's, else `FALLBACKS`), size the KV cache, build the policies.
+
+    `calibration` takes the place of the one that `config` names (a draw of it, say).
 
     Raises:
         ConfigError: an unknown name (with the nearest), values that do not go together, a model that does not fit.
@@ -52,12 +55,12 @@ def resolve(config: RunConfig) -> Setup:
     ledger = _ledger(config, model, gpu, engine)
     # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
     blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
-    cost_model, calibration = _cost_model(config, model, gpu, engine)
+    cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
     replicas = tuple(
         _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
     )
     described = _described(config, model, gpu, engine)
-    described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": calibration}
+    described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
     cluster = ClusterSpec(
         replicas=replicas,
         routing=_routing(config),
@@ -214,7 +217,11 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
 
 
 def _cost_model(
-    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile
+    config: RunConfig,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    engine: EngineProfile,
+    constants: Calibration | None,
 ) -> tuple[CostModel, str | None]:
     """The cost model, and the id of the calibration it uses (None: it uses none)."""
     asked = parse_plugin(config.cost_model, "--cost-model")
@@ -229,7 +236,7 @@ def _cost_model(
             gpu=gpu,
             tp=config.tensor_parallel_size,
             engine=engine,
-            calibration=config.calibration,
+            calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
             **asked.parameters,
         )
