@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -128,6 +128,19 @@ class Clients:
         self.chunk_sent = self.trace.arrival_s[rows].tolist()
         self.i = 0
 
+    @property
+    def are_open(self) -> bool:
+        """Whether nothing but the trace decides what is sent when, and clients wait for as long as it takes."""
+        return self.limit is None and self.timeout_s is None and not self.next_turn
+
+    def arrivals(self) -> Iterator[Sequence]:
+        """All requests of open clients, in order of reaching the engine; instead of `start`."""
+        make = self.factory.make
+        while self.chunk_rows:
+            for row, sent_s, due_s in zip(self.chunk_rows, self.chunk_sent, self.chunk_due, strict=True):
+                yield make(row, sent_s, due_s)
+            self._load()
+
     def start(self) -> None:
         """Schedule the first arrival."""
         if self.chunk_rows:
@@ -235,7 +248,7 @@ class Clients:
         deadlines = self.deadlines
         heard = False
         while deadlines and deadlines[0][0] <= self.env.now:
-            _, seq = deadlines.popleft()
+            seq = deadlines.popleft()[1]
             if seq.state != DONE:
                 heard = self.abort(seq) or heard
         self._watch()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
 
-EVENTS_PER_CHECK = 20_000
+EVENTS_PER_CHECK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class _Run:
         return self._result(time.perf_counter() - began, events)
 
     def _loop(self, on_progress: Callable[[Progress], None] | None, began: float) -> int:
-        self.clients.start()
+        self._open()
         step, total, events = self.env.step, len(self.trace), 0
         gc.disable()  # the loop makes no cycles, so that reference counts alone free what it drops
         try:
@@ -197,6 +197,14 @@ class _Run:
         finally:
             gc.enable()
         return events
+
+    def _open(self) -> None:
+        """Let the clients begin; a lone replica that hears of nothing but an open trace is fed with it."""
+        replica = self.replicas[0]
+        if self.router is None and replica.admission is None and self.clients.are_open:
+            replica.feed(self.clients.arrivals())
+        else:
+            self.clients.start()
 
     def _result(self, wall_s: float, events: int) -> RunResult:
         requests = self.requests.frame()

@@ -8,7 +8,7 @@ a plan sees what had arrived when the *previous* step started, and what a step f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Indexable
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -46,6 +46,8 @@ class Limits:
 
 AFTER_ALL = EventPriority(2)
 """Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
+ROUNDS = range(64)
+"""Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
 
@@ -102,6 +104,7 @@ class Replica:
         kv.clock = self
         self.outputs = outputs
         self.step_log = step_log
+        self.rows = step_log.rows
         self.gap_log = gap_log
         self.life_log = life_log or LifeLog()
         self.on_done = on_done
@@ -125,12 +128,16 @@ class Replica:
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
         self.line = getattr(cost_model, "decode_line", None) if windows == (None,) else None
-        self.contexts: tuple[int, ...] = self.no_context
-        self.growth: tuple[int, ...] = self.no_context
+        self.no_growth = (0,) * (len(windows) - 1)
+        self.context = 0
+        self.windowed: tuple[int, ...] = ()
         self.start_s = self.end_s = 0.0
         self.first_s = self.delta_s = 0.0
         self.n_steps = 0
-        self.n_decode = 0
+        self.horizon_s = inf
+        self.arrivals: Iterator[Sequence] = iter(())
+        self.coming = Sequence(-1, inf, inf, 0, 0)
+        self.coming_s = inf
         self.idle = True
         self.event: simpy.Event | None = None
         self.view = ReplicaView(self)
@@ -141,12 +148,15 @@ class Replica:
 
     # -- the outside world ------------------------------------------------------------------------------------------
 
+    def feed(self, arrivals: Iterator[Sequence]) -> None:
+        """Everybody who will ever arrive, in order of `arrival_s`: taken up by the clock instead of by `submit`."""
+        self.arrivals = arrivals
+        self._draw()
+        self._sleep()
+
     def submit(self, seq: Sequence) -> bool:
         """A request arrives (now). True: call `proceed` once everything of this instant has arrived."""
-        if seq.input_tokens + self.outputs[seq.index] > self.max_tokens:
-            self._done(seq, REJECTED, self.env.now, 0)  # longer than the model or the whole cache
-            return False
-        if self.admission is not None and not self.admission.admit(self.view, seq, self.env.now):
+        if self._is_too_long(seq) or not self._is_welcome(seq):
             self._done(seq, REJECTED, self.env.now, 0)
             return False
         if self.idle:
@@ -154,6 +164,13 @@ class Replica:
             return True
         self.inbox.append((self.env.now, seq))
         return self.n_steps > 1 and not self.plan.deaf
+
+    def _is_too_long(self, seq: Sequence) -> bool:
+        """Longer than the model allows, or than the whole cache."""
+        return seq.input_tokens + self.outputs[seq.index] > self.max_tokens
+
+    def _is_welcome(self, seq: Sequence) -> bool:
+        return self.admission is None or self.admission.admit(self.view, seq, self.env.now)
 
     def abort(self, seq: Sequence) -> bool:
         """The client has given up on a sequence (now); the engine learns of it as it does of an arrival."""
@@ -241,32 +258,25 @@ class Replica:
 
     def _run(self) -> None:
         """End the step in progress and take more, until one outlasts the next event of the simulation."""
-        env = self.env
-        while True:
-            self.now_s = self.end_s
+        self.horizon_s = self.env.peek()
+        for _ in ROUNDS:
             if self.mixed:
                 self._end_mixed()
             else:
-                self._end_decodes()
-            if self.inbox:
-                self._absorb(self._seen_s() if self.depth else self.now_s)
+                self._end_leap()
             if not self._begin():
                 return
-            if self.end_s >= env.peek():
+            if self.end_s >= self.horizon_s:
                 break
-        self.event = StepEnd(env, self.end_s - env.now, self._on_step_end)
-
-    def _seen_s(self) -> float:
-        """What the plan now due may know, at pipeline depth 1: when the last step began."""
-        n = self.n_steps - 1
-        return self.start_s + n * self.first_s + self.delta_s * (n * (n - 1) // 2)
+        self.event = StepEnd(self.env, self.end_s - self.env.now, self._on_step_end)
+        self.step_log.settle()
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
-        if self.decode.n and not self.waiting and not self.prefilling and not self.plan.ask_every_step:
+        if not self.waiting and not self.prefilling and self.decode.n and not self.plan.ask_every_step:
             limit = self._leap_limit(DECODE_ALL)
             if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
-                self._start_decodes(DECODE_ALL, limit)
+                self._start_leap(DECODE_ALL, limit)
                 return True
         plan = self.policy.plan(self.view)
         if plan.chunks and not plan.preempt:
@@ -291,8 +301,17 @@ class Replica:
         self.idle = True
         self.event = None
         self.n_steps = 0
+        self._sleep()
+
+    def _release_leaving(self) -> None:
+        for seq, kv_tokens in self.leaving:
+            self.kv.release(seq, kv_tokens)
+        self.leaving.clear()
+
+    # -- arrivals ---------------------------------------------------------------------------------------------------
 
     def _absorb(self, until_s: float) -> None:
+        """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
             time_s, seq = inbox.popleft()
@@ -300,11 +319,41 @@ class Replica:
                 self._abort(seq, time_s)
             else:
                 self.waiting.append(seq)
+        while self.coming_s <= until_s:
+            self.waiting.append(self.coming)
+            self._draw()
 
-    def _release_leaving(self) -> None:
-        for seq, kv_tokens in self.leaving:
-            self.kv.release(seq, kv_tokens)
-        self.leaving.clear()
+    def _draw(self) -> None:
+        """Look ahead to the next arrival of the feed."""
+        for seq in self.arrivals:
+            if self._is_too_long(seq):
+                self._done(seq, REJECTED, seq.arrival_s, 0)
+            else:
+                self.coming, self.coming_s = seq, seq.arrival_s
+                return
+        self.coming_s = inf
+
+    def unheard(self) -> deque[tuple[float, Sequence]]:
+        """Who has arrived, with its time, but is not in the queue yet: the next plan will see it, or the one after."""
+        while self.coming_s <= self.now_s:
+            self.inbox.append((self.coming_s, self.coming))
+            self._draw()
+        return self.inbox
+
+    def _sleep(self) -> None:
+        """Idle until the coming arrival of the feed."""
+        if self.coming_s < inf:
+            self.event = StepEnd(self.env, self.coming_s - self.env.now, self._wake)
+
+    def _wake(self, _: simpy.Event) -> None:
+        self.now_s = self.coming_s
+        self._absorb(self.now_s)
+        if not self.waiting:
+            self._sleep()
+            return
+        self.idle = False
+        if self._begin():
+            self._wait()
 
     # -- start of a step --------------------------------------------------------------------------------------------
 
@@ -320,18 +369,20 @@ class Replica:
         if not limit:
             free = self.kv.available
             self._fail(next(iter(self.running)), f"decode step needs more KV blocks than the {free} free")
-        self._start_decodes(plan, limit)
+        self._start_leap(plan, limit)
         return True
 
     def _leap_limit(self, plan: Plan) -> int:
         """Steps for which a pure-decode plan holds (0: KV runs short, the policy must say who gives way)."""
         decode, kv = self.decode, self.kv
-        if (self.inbox and self._heard(plan)) or (
-            self.waiting and (self.leaving or plan.preempt or plan.ask_every_step)
+        if (
+            plan.ask_every_step
+            or (self.inbox and self._heard(plan))
+            or (self.waiting and (self.leaving or plan.preempt))
         ):
             limit = 1
         else:
-            limit = 1 if plan.ask_every_step else decode.steps_to_change()
+            limit = decode.steps_to_change()
         free = kv.free + kv.evictable - self.spare_blocks
         if decode.n_growing * (limit // kv.block_size + 1) > free:
             return decode.steps_within(free, limit)
@@ -341,39 +392,47 @@ class Replica:
         """Whether something that the next plan must see is in the inbox."""
         return not plan.deaf or any([seq.aborted for _, seq in self.inbox])
 
-    def _start_decodes(self, plan: Plan, limit: int) -> None:
+    def _start_leap(self, plan: Plan, limit: int) -> None:
         decode = self.decode
         self.plan = plan
         self.mixed = False
-        self.n_decode = n = decode.n
+        n = decode.n
         if self.line is not None:
-            context = decode.offsets + n * (decode.counter + 1)
-            self.contexts = (context,)
+            self.context = context = decode.offsets + n * (decode.counter + 1)
             fixed, slope, most = self.line(n, context)
             if context + n * (limit - 1) > most:
                 limit = int((most - context) // n) + 1
             first, delta = fixed + slope * context, slope * n
         else:
             first, delta, limit = self._leap(limit)
+        start = self.now_s
+        end = start + limit * first + delta * (limit * (limit - 1) // 2)
+        if self.coming_s < end and limit > 1 and not plan.deaf:
+            limit = min(limit, self._steps_heard(first, delta))
+            end = start + limit * first + delta * (limit * (limit - 1) // 2)
         self.first_s, self.delta_s, self.n_steps = first, delta, limit
-        self._set_end(limit * first + delta * (limit * (limit - 1) // 2))
+        self._set_end(end)
+
+    def _steps_heard(self, first_s: float, delta_s: float) -> int:
+        """Steps until the plan that sees the coming arrival of the feed (depth 1: one step later)."""
+        after_s = self.coming_s - self.now_s
+        return _steps_by(first_s, delta_s, after_s) + self.depth if after_s > 0.0 else 1
 
     def _leap(self, limit: int) -> tuple[float, float, int]:
         """The next steps' durations from a cost model without lines."""
         decode = self.decode
-        self.contexts = contexts = decode.context_tokens()
-        self.growth = growth = decode.growth()
+        contexts, growth = decode.context_tokens(), decode.growth()
+        self.context, self.windowed = contexts[0], (*contexts[1:], *growth[1:])
         work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
-    def _set_end(self, lasts_s: float) -> None:
-        """The step or leap begins now and lasts so long."""
-        start = self.now_s
-        self.start_s = start
-        self.end_s = end = start + lasts_s
-        if not start < end < inf:
+    def _set_end(self, end_s: float) -> None:
+        """The step or leap begins now and lasts until then."""
+        self.start_s = start = self.now_s
+        self.end_s = end_s
+        if not start < end_s < inf:
             raise InvariantError(
-                f"replica {self.index}, step {self.steps}: {self.n_steps} steps of {lasts_s} s"
+                f"replica {self.index}, step {self.steps}: {self.n_steps} steps of {end_s - start} s"
             )
         if self.leaving:
             self._release_leaving()
@@ -405,12 +464,11 @@ class Replica:
         plan.chunks = chunks
         self.plan = plan
         self.mixed = True
-        self.n_decode = n
         contexts = decode.context_tokens() if n else self.no_context
         self.work = work = StepWork(total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows)
         self.first_s = first = self.cost.step_s(work)
         self.delta_s, self.n_steps = 0.0, 1
-        self._set_end(first)
+        self._set_end(self.now_s + first)
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
         """Raise unless the real tokens (padding is the policy's own loss) are within the budget, or a prompt is alone."""
@@ -426,17 +484,8 @@ class Replica:
             self._fail(seq, f"chunk of {tokens} tokens")
         kv = self.kv
         if seq.state == WAITING:
-            planned = seq.match
-            need = self.blocks_needed(seq, tokens)
-            changed = (
-                planned is not seq.match
-            )  # an earlier admission of this step has evicted or added blocks
-            if changed and (
-                need > kv.available or (planned and seq.match and seq.match.blocks < planned.blocks)
-            ):
-                return 0  # planned on a prefix that is gone: it waits on
-            if need > kv.free + kv.evictable:
-                self._fail(seq, f"admission needs {need} KV blocks, {kv.available} are free")
+            if (seq.hash_ids is not None or not self.paged) and not self._fits_still(seq, tokens):
+                return 0
             self._admit(seq)
         elif seq.state != PREFILLING:
             self._fail(seq, "has no prompt left to compute")
@@ -452,6 +501,18 @@ class Replica:
         if seq.hash_ids is not None:
             kv.commit(seq, done + tokens)
         return tokens
+
+    def _fits_still(self, seq: Sequence, tokens: int) -> bool:
+        """Whether admission finds what it was planned on; an earlier one of this step may have evicted its prefix."""
+        planned, available = seq.match, self.kv.available
+        need = self.blocks_needed(seq, tokens)
+        if planned is not seq.match and (
+            need > available or (planned and seq.match and seq.match.blocks < planned.blocks)
+        ):
+            return False
+        if need > available:
+            self._fail(seq, f"admission needs {need} KV blocks, {available} are free")
+        return True
 
     def _admit(self, seq: Sequence) -> None:
         if len(self.running) + len(self.leaving) >= self.limits.max_num_seqs:
@@ -478,50 +539,53 @@ class Replica:
 
     # -- end of a step ----------------------------------------------------------------------------------------------
 
-    def _end_decodes(self) -> None:
+    def _end_leap(self) -> None:
         decode, kv, n_steps, start = self.decode, self.kv, self.n_steps, self.start_s
-        live = decode.n_live
+        self.now_s = now = self.end_s
+        n, live = decode.n, decode.n_live
         if decode.emit_s != start or decode.late:
             live = self._log_gaps()
         opened = decode.blocks_in(n_steps)
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        row = (
-            self.index, start, n_steps, self.first_s, self.delta_s, self.n_decode, live, len(self.waiting),
-            kv.free + kv.evictable, self.contexts[0],
+        self.rows += (
+            self.index, start, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
+            kv.free + kv.evictable, 0, 0, 0, 0, n, self.context, *self.windowed,
         )  # fmt: skip
-        if self.line is None and len(self.contexts) > 1:
-            row = (*row, *self.contexts[1:], *self.growth[1:])
-        self.step_log.leap(row)
-        if decode.advance(n_steps, self.now_s):
+        if decode.advance(n_steps, now):
             self._finish()
+        if self.coming_s <= now or self.inbox:
+            last = n_steps - 1  # depth 1: the plan now due was made when the last step began
+            seen_s = start + last * self.first_s + self.delta_s * (last * (last - 1) // 2)
+            self._absorb(seen_s if self.depth else now)
 
     def _end_mixed(self) -> None:
-        decode, kv, work = self.decode, self.kv, self.work
-        live = 0
-        if work.n_decode:
+        decode, kv, work, start = self.decode, self.kv, self.work, self.start_s
+        self.now_s = now = self.end_s
+        n, live = work.n_decode, 0
+        if n:
             live = decode.n_live
-            if decode.emit_s != self.start_s or decode.late:
+            if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.step_log.step(
-            (
-                self.index, self.start_s, 1, self.first_s, 0.0, work.n_decode, live, len(self.waiting),
-                kv.free + kv.evictable, work.prefill_tokens, work.prefill_seqs, work.attention_pairs,
-                work.prefill_kv_tokens, work.logits_rows, *work.context_tokens,
-            )
+        self.rows += (
+            self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
+            work.prefill_tokens, work.prefill_seqs, work.attention_pairs, work.prefill_kv_tokens, work.logits_rows,
+            *work.context_tokens, *self.no_growth,
         )  # fmt: skip
-        if work.n_decode and decode.advance(1, self.now_s):
+        if n and decode.advance(1, now):
             self._finish()
         if self.life_log.with_chunks:
-            self.life_log.chunks(self.plan.chunks, self.index, self.start_s, self.first_s)
+            self.life_log.chunks(self.plan.chunks, self.index, start, self.first_s)
         for seq, tokens in self.plan.chunks:
             seq.computed_tokens += tokens
             if seq.computed_tokens == seq.prompt_tokens:
                 self._emit_first(seq)
         if self.pads and decode.n_live == 0 and not self.prefilling:
             self._end_batch()
+        if self.coming_s <= now or self.inbox:
+            self._absorb(start if self.depth else now)
 
     def _log_gaps(self) -> int:
         """Log the gaps of a step some of whose sequences emitted last at another time than its start.
@@ -596,6 +660,7 @@ class Replica:
             seq.generated_tokens = tokens
             self.on_end(seq)
         self.on_done(seq, status, time_s, tokens)
+        self.horizon_s = self.env.peek()  # who hears of the end may have set something off
 
     # -- leaving early ----------------------------------------------------------------------------------------------
 

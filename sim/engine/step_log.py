@@ -13,81 +13,53 @@ from .result import Gaps
 
 Columns = Mapping[str, NDArray[Any]]
 FLUSH_ROWS = 16_384
-DECODE_ROW = (
-    "replica",
-    "start_s",
-    "n_steps",
-    "first_s",
-    "delta_s",
-    "n_decode",
-    "live",
-    "n_waiting",
-    "kv_free_blocks",
-)
-MIXED_ROW = (
-    *DECODE_ROW, "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows",
+ROW = (
+    "replica", "start_s", "n_steps", "first_s", "delta_s", "n_decode", "live", "n_waiting", "kv_free_blocks",
+    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows", "context_tokens",
 )  # fmt: skip
 
 
 class StepLog:
     """Collects rows of leaps and of mixed steps and passes them on as columns every FLUSH_ROWS rows.
 
-    A row is the tuple DECODE_ROW or MIXED_ROW, then the contexts of each attention window and (a leap's) their growth.
+    A row is the fields of ROW, then the contexts of the second attention window and on, then by how much each of these
+    grows a step. They are appended to `rows` (flat: extending a list costs a tenth of extending an array) by the
+    replicas themselves, each in order of start; who has appended calls `settle` now and then.
     `live` is the number of sequences that emit, negative if their gaps were logged apart. The columns handed on are
     `STEP_COLUMNS`, plus `gap_weight`, `context_growth_<i>` and, for window i > 0, `context_tokens_<i>`.
     """
 
     def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]]) -> None:
-        contexts = ("context_tokens", *[f"context_tokens_{i}" for i in range(1, n_windows)])
-        growth = tuple([f"context_growth_{i}" for i in range(1, n_windows)])
-        self.decode_names = DECODE_ROW + contexts + growth
-        self.mixed_names = MIXED_ROW + contexts
-        self.decodes: list[float] = []  # flat: extending a list costs a tenth of extending an array
-        self.mixed: list[float] = []
+        others = range(1, n_windows)
+        self.names = (
+            *ROW,
+            *[f"context_tokens_{i}" for i in others],
+            *[f"context_growth_{i}" for i in others],
+        )
+        self.rows: list[float] = []
         self.sinks = sinks
         self.usable_blocks: dict[int, int] = {}  # by replica
-        self.limit = FLUSH_ROWS * len(self.decode_names)
+        self.limit = FLUSH_ROWS * len(self.names)
 
-    def leap(self, row: tuple[float, ...]) -> None:
-        """Add a row of pure-decode steps."""
-        self.decodes += row
-        if len(self.decodes) >= self.limit:
-            self.flush()
-
-    def step(self, row: tuple[float, ...]) -> None:
-        """Add a row of one step with prompts in it."""
-        self.mixed += row
-        if len(self.mixed) >= self.limit:
+    def settle(self) -> None:
+        """Hand the rows on if there are many."""
+        if len(self.rows) >= self.limit:
             self.flush()
 
     def flush(self) -> None:
         """Hand all rows on, in order of start."""
-        parts = [_columns(self.decodes, self.decode_names), _columns(self.mixed, self.mixed_names)]
-        del self.decodes[:], self.mixed[:]
-        n = sum([len(part["start_s"]) for part in parts])
-        if not n:
+        if not self.rows:
             return
-        names = dict.fromkeys((*self.mixed_names, *self.decode_names))
-        columns = {name: np.concatenate([_get(part, name) for part in parts]) for name in names}
-        order = np.argsort(columns["start_s"], kind="stable")
-        columns = {name: column[order] for name, column in columns.items()}
+        table = np.array(self.rows, dtype=np.float64).reshape(-1, len(self.names))
+        self.rows.clear()
+        if len(self.usable_blocks) > 1:
+            table = table[np.argsort(table[:, ROW.index("start_s")], kind="stable")]
+        columns = dict(zip(self.names, np.ascontiguousarray(table.T), strict=True))
         _derive(columns)
         most = np.array([self.usable_blocks.get(i, 0) for i in range(max(self.usable_blocks, default=0) + 1)])
         columns["kv_used_blocks"] = most[columns["replica"].astype(np.int64)] - columns.pop("kv_free_blocks")
         for sink in self.sinks:
             sink(columns)
-
-
-def _columns(flat: list[float], names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    table = np.array(flat, dtype=np.float64).reshape(-1, len(names)).T
-    return dict(zip(names, np.ascontiguousarray(table), strict=True))
-
-
-def _get(part: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    """A column of one kind of rows; what the kind does not have is 0, but a leap's logits rows are its decodes."""
-    if name in part:
-        return part[name]
-    return part["n_decode"] if name == "logits_rows" else np.zeros(len(part["start_s"]))
 
 
 def _derive(columns: dict[str, NDArray[Any]]) -> None:

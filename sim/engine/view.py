@@ -58,7 +58,7 @@ class ReplicaView:
     def n_outstanding(self) -> int:
         """Requests sent here and not yet finished: waiting, running, and just arrived."""
         replica = self._replica
-        return len(replica.waiting) + len(replica.running) + len(replica.inbox)
+        return len(replica.waiting) + len(replica.running) + len(replica.unheard())
 
     @property
     def n_running(self) -> int:
@@ -93,7 +93,7 @@ class ReplicaView:
         """Prompt tokens still to be computed of all requests sent here: waiting, just arrived, or begun."""
         replica = self._replica
         queued = sum([seq.prompt_tokens for seq in replica.waiting])
-        arrived = sum([seq.prompt_tokens for _, seq in replica.inbox if not seq.aborted])
+        arrived = sum([seq.prompt_tokens for _, seq in replica.unheard() if not seq.aborted])
         return queued + arrived + sum([seq.uncomputed_tokens for seq in replica.prefilling])
 
     def generated_tokens(self, seq: Sequence) -> int:

@@ -305,6 +305,18 @@ def test_leaping_and_stepping_give_the_same_tables(case):
 
 @settings(max_examples=60, deadline=None)
 @given(cases)
+def test_feeding_arrivals_and_telling_of_them_give_the_same_tables(case):
+    """Clients with endless patience need events of their own, so that arrivals come by the clock and cut leaps."""
+    case = {**case, "replicas": 1, "timeout": None}
+    fed, told = simulate(case), simulate({**case, "timeout": 1e9})
+    assert fed.simulator["events"] <= told.simulator["events"]
+    pd.testing.assert_frame_equal(by_index(fed), by_index(told), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(stepwise(fed).to_numpy(), stepwise(told).to_numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(all_gaps(fed), all_gaps(told), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases)
 def test_nothing_is_lost_and_time_runs_forward(case):
     result = simulate(case)
     got = by_index(result)
