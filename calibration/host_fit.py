@@ -180,7 +180,9 @@ def fit_host(
                 for i, h in enumerate(steps)
             ]
             jacobian = np.column_stack(slopes)
-            values = np.maximum(values + _solve(jacobian, points, values, np.ones(len(points.residual), dtype=bool)), 0.0)
+            values = np.maximum(
+                values + _solve(jacobian, points, values, np.ones(len(points.residual), dtype=bool)), 0.0
+            )
             points = at(values)
             cost = float(np.sqrt(np.mean((points.residual * points.weight) ** 2)))
             print(f"round {round_ + 1}: weighted rms {cost:.2f}", file=sys.stderr)

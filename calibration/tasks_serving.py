@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .tasks import DECODE, DECODE_MHA, GEMM, Task
+from .fit_residual import ResidualPlan
+from .tasks import DECODE, DECODE_MHA, GEMM, MOE, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +32,10 @@ def cold_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[cold.isna() | (cold == True)]  # noqa: E712 - an object column with missing values
 
 
-def never_dearer_than_more_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """GEMM rows with `median_s` replaced by the least of the same (n, k) at this m or above."""
+def never_dearer_than_more_rows(rows: pd.DataFrame, shape: tuple[str, ...] = ("n", "k")) -> pd.DataFrame:
+    """Rows with `median_s` replaced by the least of the same weights (`shape`) at this m or above."""
     ordered = rows.sort_values("m", kind="stable", ascending=False)
-    least = ordered.groupby(["n", "k"], sort=False)["median_s"].cummin()
+    least = ordered.groupby(list(shape), sort=False)["median_s"].cummin()
     return rows.assign(median_s=least.reindex(rows.index))
 
 
@@ -47,6 +48,14 @@ def _serving(task: Task, clean: Callable[[pd.DataFrame], pd.DataFrame], scope: s
     )
 
 
+MOE_KNOTS = {
+    "m": tuple(2.0**e for e in range(15)),
+    "width": (256.0, 512.0, 1024.0, 2048.0, 3584.0, 4096.0, 7168.0, 8192.0, 14336.0, 16384.0),
+    "n_experts": (8.0, 16.0, 128.0, 256.0, 512.0),
+}
+"""The residual of routed experts by tokens, width and experts: served models are mostly ones that were timed."""
+
+
 SERVING: tuple[Task, ...] = (
     replace(
         _serving(
@@ -55,6 +64,14 @@ SERVING: tuple[Task, ...] = (
             "cold rows only, running minimum over m",
         ),
         scope="all m, n, k of the dtype; cold rows only, running minimum over m",
+    ),
+    replace(
+        _serving(
+            MOE,
+            lambda rows: never_dearer_than_more_rows(rows, ("n", "k", "n_experts", "top_k", "skew")),
+            "running minimum over m",
+        ),
+        residual=ResidualPlan(MOE_KNOTS, dict.fromkeys(MOE_KNOTS, 0.05), 3e-3),
     ),
     _serving(DECODE, cold_rows, "cold rows only"),
     _serving(DECODE_MHA, cold_rows, "cold rows only"),

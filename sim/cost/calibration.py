@@ -48,6 +48,7 @@ KERNEL_FORMS: dict[str, str] = {
     "mla_prefill": "p-norm",
     "mla_decode": "waves",
     "moe": "fused-moe",
+    "moe_serving": "fused-moe",
     "elementwise": "launch-bytes",
     "all_reduce": "alpha-beta",
     "all_gather": "alpha-beta",

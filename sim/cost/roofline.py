@@ -38,7 +38,7 @@ class RooflineCostModel:
         kv_dtype: dtype of cached keys and values; None: bf16 (fp32 for an fp32 model).
         ep: GPUs over which routed experts are spread whole (1, or tp); replaces one all-reduce a MoE layer by two
             all-to-alls.
-        moe_skew: exponent of the experts' popularity; 0 is balanced.
+        moe_skew: exponent of the experts' popularity; 0 is balanced; None: the engine profile's.
         chunk_history: `work` or `split-kv`, overrides the engine's rule (see `attention_costs.PrefillAttention`).
         fused_elementwise: norms take the residual adds along (torch.compile); False launches them apart.
         residual: use the calibration's residual layers where it has them.
@@ -58,7 +58,7 @@ class RooflineCostModel:
         engine: EngineProfile = IDEAL,
         kv_dtype: str | None = None,
         ep: int = 1,
-        moe_skew: float = 0.0,
+        moe_skew: float | None = None,
         chunk_history: str | None = None,
         fused_elementwise: bool = True,
         residual: bool = True,
@@ -66,7 +66,7 @@ class RooflineCostModel:
         self.model, self.gpu, self.tp, self.ep, self.engine = model, gpu, tp, ep, engine
         self.calibration = calibration if residual else calibration.without_residuals()
         self.kv_dtype = kv_dtype or ("fp32" if model.weight_dtype == "fp32" else "bf16")
-        self.moe_skew = moe_skew
+        self.moe_skew = engine.moe_skew if moe_skew is None else moe_skew
         self.history_rule = chunk_history or engine.chunk_history
         self.notes: list[str] = list(calibration.notes)
         if calibration.gpu != gpu.name and not calibration.notes:

@@ -168,6 +168,7 @@ class EngineProfile:
     tp_step_gpu_s           the same, extra when TP > 1 (the GPUs of a step wait for the slowest)
     serving_kernels         price GEMMs and decode attention as timed with operands in memory, not in L2
     varlen_attention        prompt chunks and decodes of a step share one attention launch a layer
+    moe_skew                exponent of the experts' popularity in served traffic (see `operators.distinct_experts`)
     sampler_kernels         price the kernels that pick tokens after the LM head
     truncation_per_vocab_s  top-p or top-k sampling, seconds a vocabulary entry whatever the batch ...
     truncation_per_logit_s  ... and seconds a logit (rows x vocabulary)
@@ -192,6 +193,7 @@ class EngineProfile:
     tp_step_gpu_s: float = 0.0
     serving_kernels: bool = False
     varlen_attention: bool = False
+    moe_skew: float = 0.0
     sampler_kernels: bool = False
     truncation_per_vocab_s: float = 0.0
     truncation_per_logit_s: float = 0.0

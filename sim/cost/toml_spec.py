@@ -60,7 +60,7 @@ def engine_from(row: Row, where: str) -> EngineProfile:
     for key, value in values.items():
         if key in _SWITCHES and not isinstance(value, bool):
             raise ConfigError(f"{where}: {key}: got {value!r}, expected true or false")
-        if key.endswith("_s"):
+        if key.endswith("_s") or key == "moe_skew":
             values[key] = _number(value, f"{where}: {key}", zero=True)
     sizes = tuple(values.get("cuda_graph_sizes", ())) or _graph_sizes(row.get("cuda_graphs", ()), where)
     values["cuda_graph_sizes"] = sizes
