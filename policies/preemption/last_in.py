@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .base import VictimRule
+
 if TYPE_CHECKING:
     from stepline.sim.engine.sequence import Sequence
 
 
-class LastInPolicy:
+class LastInPolicy(VictimRule):
     """Preempt the sequence admitted last.
 
     Source: vLLM V1 `Scheduler.schedule` pops the last of `running` under FCFS.

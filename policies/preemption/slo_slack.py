@@ -17,7 +17,8 @@ class SloSlackPolicy(ScoredVictim):
     Inference llama2-70b Server, TTFT 2 s and TPOT 200 ms.
     """
 
-    def __init__(self, *, ttft_s: float = 2.0, tpot_s: float = 0.2) -> None:
+    def __init__(self, *, ttft_s: float = 2.0, tpot_s: float = 0.2, **how: Any) -> None:
+        super().__init__(**how)
         for name, value in (("ttft_s", ttft_s), ("tpot_s", tpot_s)):
             if not value > 0:
                 raise ValueError(f"{name}: got {value}, expected a number > 0")

@@ -137,6 +137,7 @@ class _Run:
             life_log=self.lives,
             on_done=self._done_on(index),
             admission=spec.admission() if spec.admission else None,
+            swap=spec.swap_space(),
         )
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:

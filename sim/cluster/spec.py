@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from ..cost.memory_ledger import kv_block_bytes
 from ..engine.replica import Limits
+from ..engine.swap import HostLink, SwapSpace
 from .clients import Replay
 
 if TYPE_CHECKING:
-    from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+    from ..cost.specs import Dtype, EngineProfile, GpuSpec, ModelSpec
     from ..cost.work import CostModel
     from ..engine.contracts import (
         AdmissionPolicy,
@@ -44,6 +46,22 @@ class ReplicaSpec:
     long_prefill_token_threshold: int = 0
     name: str = "replica"
     usd_per_gpu_hour: float | None = None
+    kv_dtype: Dtype = "bf16"
+
+    @property
+    def kv_block_bytes(self) -> float:
+        """Bytes of a KV block on one GPU of the TP group."""
+        return kv_block_bytes(self.model, tp=self.tp, kv_dtype=self.kv_dtype, block_size=self.block_size)
+
+    def swap_space(self) -> SwapSpace | None:
+        """Host memory for preempted sequences, if the preemption policy swaps: each GPU over its own PCIe link."""
+        rule = self.preemption
+        if getattr(rule, "mode", "recompute") != "swap":
+            return None
+        swap_bytes = float(getattr(rule, "swap_gib", 4.0)) * 2**30
+        block_s = self.kv_block_bytes / self.gpu.pcie_bytes_per_s + float(getattr(rule, "copy_s", 0.0))
+        link = HostLink(block_s, overlap=bool(getattr(rule, "overlap", False)))
+        return SwapSpace(int(swap_bytes / self.kv_block_bytes), link)
 
     @property
     def limits(self) -> Limits:

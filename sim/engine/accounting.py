@@ -25,6 +25,9 @@ ADDITIVE_WORK = (
     "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "n_decode", "logits_rows",
 )  # fmt: skip
 
+STALL = 1e-6
+"""Relative difference of a step's duration and its priced work beyond which it is a stall and not rounding."""
+
 
 class StepAccounting:
     """A sink of the step log for the replicas that share one cost model.
@@ -56,6 +59,7 @@ class StepAccounting:
                 self.seconds[kernel][bound] += float(spent.sum())
                 total += spent
             by_kernel[kernel] = total
+        self._book_stalls(columns["duration_s"], by_kernel)
         self.busy_s += float(columns["duration_s"].sum())
         self.flops += float((flops * n_steps).sum())
         self.hbm_bytes += float((hbm_bytes * n_steps).sum())
@@ -63,6 +67,14 @@ class StepAccounting:
         self._series(columns, n_steps, by_kernel)
         self.step_bins.add(columns, flops, hbm_bytes)
         self._bin_steps(columns, n_steps)
+
+    def _book_stalls(self, duration_s: Floats, by_kernel: dict[str, Floats]) -> None:
+        """What a step lasted beyond its work (KV moving over the host link) is communication."""
+        extra = duration_s - sum(by_kernel.values())
+        extra = np.where(extra > STALL * duration_s, extra, 0.0)
+        if extra.any():
+            self.seconds["comm"]["comm"] += float(extra.sum())
+            by_kernel["comm"] = by_kernel.get("comm", 0.0) + extra
 
     def _mean_work(self, columns: Columns) -> dict[str, Any]:
         half = (columns["n_steps"] - 1) / 2

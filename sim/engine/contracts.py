@@ -163,7 +163,11 @@ class AdmissionPolicy(Protocol):
 
 
 class PreemptionPolicy(Protocol):
-    """Chooses who gives way when KV blocks run out."""
+    """Chooses who gives way when KV blocks run out.
+
+    It may have `mode` ("recompute", the default, or "swap") and, for swapping, `swap_gib`, `copy_s`, `overlap`: see
+    `policies.preemption.base.VictimRule`.
+    """
 
     def victim(self, view: Any, candidates: Iterable[Sequence], blocks_needed: int) -> Sequence | None:
         """One of `candidates` (running sequences, last admitted first), or None if nobody should go."""

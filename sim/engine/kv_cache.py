@@ -231,12 +231,20 @@ class KVCache:
         last = found.segments[-1]
         if last.refs == 1:
             self._trim(last, found.blocks - sum([s.blocks for s in found.segments[:-1]]))
-        if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:  # type: ignore[index]  # a match has ids
+        if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:
             seq.own_segment = last  # partly evicted and held by nobody else: this sequence completes it
         self.version += 1
         tokens = found.blocks * self.block_size
         self.hit_tokens += tokens
         return tokens
+
+    def readmit(self, seq: Sequence, blocks: int) -> None:
+        """Take `blocks` for a sequence whose KV comes back from elsewhere: private content, nothing to find or pin."""
+        seq.held_segments = []
+        seq.own_segment = None
+        seq.path_blocks = 0
+        seq.next_id = len(seq.hash_ids or ())
+        self.take(blocks)
 
     def _trim(self, segment: Segment, used: int) -> None:
         """Free the end of a segment that its only holder does not use: it is about to compute it anew."""

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
     from .contracts import AdmissionPolicy, BatchPolicy, PreemptionPolicy, WaitingQueue
+    from .kv_cache import Match
     from .step_log import GapLog, StepLog
+    from .swap import SwapSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Replica:
         gap_log: GapLog,
         on_done: Callable[[Sequence, int, float, int], None],
         admission: AdmissionPolicy | None = None,
+        swap: SwapSpace | None = None,
         life_log: LifeLog | None = None,
     ) -> None:
         self.env = env
@@ -109,6 +112,8 @@ class Replica:
         self.life_log = life_log or LifeLog()
         self.on_done = on_done
         self.admission = admission
+        self.swap = swap
+        self.link = None if swap is None else swap.link
         self.decode: DecodeSet = DecodeSet(kv.block_size, windows)
         make_queue = getattr(policy, "make_queue", None)
         self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
@@ -119,6 +124,7 @@ class Replica:
         self.grows = policy.reservation != "contiguous"
         self.paged: bool = policy.reservation == "paged"
         self.pads = policy.pads
+        self.whole = policy.whole_prompts
         self.spare_blocks = policy.spare_blocks
         self.now_s = 0.0
         self.steps = 0
@@ -203,9 +209,11 @@ class Replica:
                 return 0
             done = seq.computed_tokens
             return -(-(done + tokens) // size) + -done // size
+        if seq.swapped_tokens:
+            return self.kv.blocks_for(seq.swapped_tokens + tokens if self.paged else seq.prompt_tokens)
         match = self.kv.match(seq)
         if self.policy.reservation == "paged":
-            end = match.blocks * size + tokens
+            end = min(match.blocks * size + tokens, seq.prompt_tokens)
         elif self.policy.reservation == "prompt":
             end = seq.prompt_tokens
         else:
@@ -397,6 +405,9 @@ class Replica:
         self.plan = plan
         self.mixed = False
         n = decode.n
+        waits = self.link is not None and self.link.pending
+        if waits:
+            limit = 1
         if self.line is not None:
             self.context = context = decode.offsets + n * (decode.counter + 1)
             fixed, slope, most = self.line(n, context)
@@ -405,6 +416,8 @@ class Replica:
             first, delta = fixed + slope * context, slope * n
         else:
             first, delta, limit = self._leap(limit)
+        if waits and self.link is not None:
+            first = self.link.stretch(first)
         start = self.now_s
         end = start + limit * first + delta * (limit * (limit - 1) // 2)
         if self.coming_s < end and limit > 1 and not plan.deaf:
@@ -466,8 +479,10 @@ class Replica:
         self.mixed = True
         contexts = decode.context_tokens() if n else self.no_context
         self.work = work = StepWork(total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows)
-        self.first_s = first = self.cost.step_s(work)
-        self.delta_s, self.n_steps = 0.0, 1
+        first = self.cost.step_s(work)
+        if self.link is not None and self.link.pending:
+            first = self.link.stretch(first)
+        self.first_s, self.delta_s, self.n_steps = first, 0.0, 1
         self._set_end(self.now_s + first)
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
@@ -479,12 +494,13 @@ class Replica:
             self._fail(chunks[-1][0], f"{tokens} tokens exceed the budget of {budget}")
 
     def _start_chunk(self, seq: Sequence, tokens: int) -> int:
-        """Admit if waiting, take KV, and return the tokens really computed (0: its cached prefix was just evicted)."""
+        """Admit if waiting, take KV, and return the tokens really computed (0: with less cached it no longer fits)."""
         if tokens < 1:
             self._fail(seq, f"chunk of {tokens} tokens")
         kv = self.kv
         if seq.state == WAITING:
-            if (seq.hash_ids is not None or not self.paged) and not self._fits_still(seq, tokens):
+            certain = self.paged and seq.hash_ids is None and not seq.swapped_tokens
+            if not certain and not self._fits_still(seq, tokens):
                 return 0
             self._admit(seq)
         elif seq.state != PREFILLING:
@@ -503,12 +519,14 @@ class Replica:
         return tokens
 
     def _fits_still(self, seq: Sequence, tokens: int) -> bool:
-        """Whether admission finds what it was planned on; an earlier one of this step may have evicted its prefix."""
+        """Whether admission finds what it was planned on.
+
+        What this step has taken before may have evicted some of the prefix that the plan counted on: a prompt that may
+        be split joins with what is left of it, as in vLLM, before it loses the rest.
+        """
         planned, available = seq.match, self.kv.available
         need = self.blocks_needed(seq, tokens)
-        if planned is not seq.match and (
-            need > available or (planned and seq.match and seq.match.blocks < planned.blocks)
-        ):
+        if planned is not seq.match and (need > available or (self.whole and _is_less(seq.match, planned))):
             return False
         if need > available:
             self._fail(seq, f"admission needs {need} KV blocks, {available} are free")
@@ -521,12 +539,16 @@ class Replica:
             self.waiting.popleft()
         else:
             self.waiting.remove(seq)
-        cached = self.kv.admit(seq)
+        if seq.swapped_tokens:
+            cached, held = self._swap_in(seq)
+        else:
+            cached = self.kv.admit(seq)
+            held = cached // self.kv.block_size
         if not self.paged:
             contiguous = self.policy.reservation == "contiguous"
             whole = self._contiguous_blocks(seq) if contiguous else self.kv.blocks_for(seq.prompt_tokens)
             seq.reserved_blocks = whole
-            self.kv.take(whole - cached // self.kv.block_size)
+            self.kv.take(whole - held)
         seq.computed_tokens = cached
         seq.state = PREFILLING
         self.running[seq] = None
@@ -668,13 +690,26 @@ class Replica:
         if seq not in self.running or seq.state not in (PREFILLING, DECODING) or self.pads:
             self._fail(seq, "cannot be preempted: it is not running")
         kv_tokens = self._drop(seq)
-        self.kv.release(seq, kv_tokens, keep=True)
+        swapped = self.swap is not None and self.swap.put(self.kv.blocks_for(kv_tokens))
+        seq.swapped_tokens = kv_tokens if swapped else 0
+        if swapped and seq.hash_ids is None:
+            seq.hash_ids = ()  # policies look up what is cached of it from now on
+        self.kv.release(seq, kv_tokens, keep=not swapped)
         seq.prompt_tokens = seq.input_tokens + seq.generated_tokens
         seq.computed_tokens = 0
         seq.preemptions += 1
         self.life_log.preempted(seq, self.index, self.now_s)
         seq.state = WAITING
         self.waiting.appendleft(seq)
+
+    def _swap_in(self, seq: Sequence) -> tuple[int, int]:
+        """Bring a swapped sequence's KV back; returns its tokens and blocks."""
+        tokens, blocks = seq.swapped_tokens, self.kv.blocks_for(seq.swapped_tokens)
+        self.kv.readmit(seq, blocks)
+        if self.swap is not None:
+            self.swap.take(blocks)
+        seq.swapped_tokens = 0
+        return tokens, blocks
 
     def _drop(self, seq: Sequence) -> int:
         """Take a sequence off prefill or decode; return its KV tokens."""
@@ -693,6 +728,8 @@ class Replica:
         if seq.state == WAITING:
             if seq in self.waiting:
                 self.waiting.remove(seq)
+            if self.swap is not None and seq.swapped_tokens:
+                self.swap.drop(self.kv.blocks_for(seq.swapped_tokens))
         elif self.pads and seq.state == DECODING:
             seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
             seq.computed_tokens = self.decode.leave(seq, grows=self.grows, pad=True)
@@ -731,6 +768,11 @@ def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
     while n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
         n += 1
     return n
+
+
+def _is_less(match: Match | None, planned: Match | None) -> bool:
+    """Whether a hit has become smaller."""
+    return match is not None and planned is not None and match.blocks < planned.blocks
 
 
 def _padded(chunks: list[tuple[Sequence, int]]) -> tuple[int, int, int]:

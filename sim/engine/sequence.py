@@ -53,6 +53,7 @@ class Sequence:
     own_segment: Segment | None = None
     path_blocks = 0
     reserved_blocks = 0
+    swapped_tokens = 0  # of them in host memory since the preemption
     next_id = 0
     match: Match | None = None
 

@@ -115,13 +115,15 @@ class ReplicaView:
         return reversed(self._replica.running)
 
     def cached_tokens(self, seq: Sequence) -> int:
-        """Prompt tokens of a waiting sequence that the prefix cache holds now."""
+        """Prompt tokens of a waiting sequence that the prefix cache, or its swap space, holds now."""
+        if seq.swapped_tokens:
+            return seq.swapped_tokens
         kv = self._kv
         return kv.match(seq).blocks * kv.block_size
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
         """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
-        if self._plain and seq.hash_ids is None and seq.state == WAITING:
+        if self._plain and seq.hash_ids is None and seq.state == WAITING and not seq.swapped_tokens:
             return -(-tokens // self.block_size)
         return self._replica.blocks_needed(seq, tokens)
 

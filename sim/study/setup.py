@@ -181,6 +181,7 @@ def _replica(
         eviction=eviction if config.enable_prefix_caching else None,
         kv_blocks=blocks,
         block_size=_known(config.block_size),
+        kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         max_num_seqs=_known(config.max_num_seqs),
         max_num_batched_tokens=_known(config.max_num_batched_tokens),
         max_model_len=_known(config.max_model_len),
