@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from stepline.sim.cost.specs import GpuSpec
 from stepline.traces.errors import CalibrationError
 
 from .fit_core import Array, Fit, best_fit, bootstrap_covariance, mape
-from .fit_residual import fit_residual
+from .fit_residual import ResidualPlan, fit_residual
 from .tasks import TASKS, Columns, Task, columns_of, rows_for
 from .tasks_mla import mla_tasks
 from .tasks_serving import SERVING
@@ -25,7 +26,8 @@ MIN_ROWS = 8
 """Fewer shapes than this fit no form: the kernel is left out and said so."""
 
 MIN_RESIDUAL_ROWS = 20
-"""Fewer shapes than this get no residual layer."""
+MIN_ROWS_PER_KNOT = 0.5
+"""Fewer shapes than these, or than half a shape a knot, get no residual layer: there is nothing to smooth."""
 
 MIN_FAMILIES = 8
 """With fewer shape families the bootstrap draws rows."""
@@ -74,10 +76,15 @@ def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual:
     except CalibrationError as error:
         raise CalibrationError(f"{task.name}: {error}") from None
     grid = None
-    if residual and task.residual is not None and len(rows) >= MIN_RESIDUAL_ROWS:
+    if residual and task.residual is not None and _enough(len(rows), task.residual):
         formula = task.predict(found.constants, x, gpu, dtype)
         grid = fit_residual(task.residual, task.features(x), np.log(seconds / formula))
     return Fitted(task, found, grid)
+
+
+def _enough(rows: int, plan: ResidualPlan) -> bool:
+    knots = math.prod(len(axis) for axis in plan.knots.values())
+    return rows >= max(MIN_RESIDUAL_ROWS, MIN_ROWS_PER_KNOT * knots)
 
 
 def fit_calibration(
@@ -160,10 +167,9 @@ def family_covariance(
     if int(family.max()) + 1 < MIN_FAMILIES:
         family = np.arange(len(rows))
 
-    def predict(c: Mapping[str, float], used: Any) -> Array:
-        return task.predict(c, {name: column[used] for name, column in x.items()}, gpu, dtype)
-
-    return bootstrap_covariance(predict, seconds, family, fitted.fit, task.fixed)
+    return bootstrap_covariance(
+        lambda c: task.predict(c, x, gpu, dtype), seconds, family, fitted.fit, task.fixed
+    )
 
 
 def with_errors(calibration: Calibration, errors: Mapping[str, Mapping[str, Any]]) -> Calibration:
