@@ -202,6 +202,27 @@ class PrefillAttention:
         return _smaller(capped, pairs), _smaller(kept, kv_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class WholePrompt:
+    """The attention of a step whose only chunk is a whole prompt, by its tokens (a `token_costs.Part`)."""
+
+    attention: PrefillAttention
+    joined: bool
+    kernel: str = "attention_prefill"
+
+    def split(self, tokens: Array) -> Split:
+        """Seconds by bound."""
+        return self._of(tokens)[0]
+
+    def amounts(self, tokens: Array) -> tuple[Array, Array]:
+        """FLOPs and HBM bytes on one GPU."""
+        return self._of(tokens)[1:]
+
+    def _of(self, tokens: Array) -> tuple[Split, Array, Array]:
+        pairs = tokens * (tokens + 1.0) / 2.0
+        return self.attention.split(tokens, np.ones(tokens.shape), pairs, tokens, self.joined)
+
+
 def _smaller(a: Any, b: Any) -> Any:
     """Minimum that stays a plain float on the scalar path."""
     if isinstance(a, float) and isinstance(b, (int, float)):

@@ -10,7 +10,7 @@ import numpy as np
 from stepline.traces.errors import ConfigError
 
 from . import attention_costs, operators
-from .attention_costs import DecodeAttention, PrefillAttention
+from .attention_costs import DecodeAttention, PrefillAttention, WholePrompt
 from .calibration import Calibration, KernelFit
 from .forms import Array, Split
 from .ranges import RangeLog
@@ -85,6 +85,9 @@ class RooflineCostModel:
         self._tokens = CountTable(parts, pad)
         self._rows = CountTable(self._head_parts())
         self._prefill, self._decode = self._attention()
+        self._prompts = [
+            CountTable([WholePrompt(p, joined) for p in self._prefill]) for joined in (False, True)
+        ]
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._overlap = engine.host_overlaps_gpu
@@ -101,7 +104,7 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        prefill_tokens, prefill_seqs, _, _, n_decode, context_tokens, rows = work
+        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
         try:
             total = self._tokens.seconds[prefill_tokens + n_decode] + self._rows.seconds[rows]
         except IndexError:
@@ -112,24 +115,30 @@ class RooflineCostModel:
             for attention, context in zip(self._decode, context_tokens, strict=True):
                 total += attention.seconds(n_decode, context)
         if prefill_tokens:
-            chunks = (*work[:4], self._joined and n_decode > 0)
-            attention_s = self._chunk_s.get(chunks)
-            if attention_s is None:
-                attention_s = self._chunk_attention_s(chunks)
-            total += attention_s
+            joined = self._joined and n_decode > 0
+            whole = prefill_seqs == 1 and kv_tokens == prefill_tokens
+            if whole and 2 * pairs == kv_tokens * (kv_tokens + 1):
+                prompts = self._prompts[joined]
+                if prefill_tokens >= len(prompts.seconds):
+                    prompts.grow(prefill_tokens)
+                total += prompts.seconds[prefill_tokens]
+            else:
+                total += self._chunk_attention_s((*work[:4], joined))
         host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
         if self._overlap:
             return host if host > total else total
         return total + host
 
     def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
-        """Attention seconds of the chunks of a step, remembered: prompts of a trace repeat their lengths.
+        """Attention seconds of the chunks of a step, remembered: those of a trace repeat.
 
         The last of `chunks`: whether they share the launches of the step's decodes.
         """
-        if len(self._chunk_s) >= CHUNKS_REMEMBERED:
-            self._chunk_s.clear()
-        seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
+        seconds = self._chunk_s.get(chunks)
+        if seconds is None:
+            if len(self._chunk_s) >= CHUNKS_REMEMBERED:
+                self._chunk_s.clear()
+            seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
         return seconds
 
     def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
@@ -223,17 +232,10 @@ class RooflineCostModel:
         """
         get = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
         tokens = get["prefill_tokens"] + get["n_decode"]
-        seconds, flops, bytes_ = _at_unique(self._tokens, tokens)
-        self._add(seconds, flops, bytes_, _at_unique(self._rows, get["logits_rows"]))
+        seconds, flops, bytes_ = self._tokens.at(tokens)
+        self._add(seconds, flops, bytes_, self._rows.at(get["logits_rows"]))
         for prefill in self._prefill:
-            split, f, b = prefill.split(
-                get["prefill_tokens"],
-                get["prefill_seqs"],
-                get["attention_pairs"],
-                get["prefill_kv_tokens"],
-                self._joined & (get["n_decode"] > 0),
-            )
-            self._add(seconds, flops, bytes_, ({"attention_prefill": split}, f, b))
+            self._add(seconds, flops, bytes_, self._chunk_split(prefill, get))
         for index, decode in enumerate(self._decode):
             split, f, b = decode.split(get["n_decode"], get[context_column(index)])
             self._add(seconds, flops, bytes_, ({"attention_decode": split}, f, b))
@@ -244,6 +246,26 @@ class RooflineCostModel:
         seconds.setdefault("host", {})["host"] = host
         self._check_range(get)
         return seconds, flops, bytes_
+
+    def _chunk_split(
+        self, prefill: PrefillAttention, get: Mapping[str, Array]
+    ) -> tuple[dict[str, Split], Array, Array]:
+        """Breakdown of the chunks' attention; the steps that have none are left out of the arithmetic."""
+        rows = np.flatnonzero(get["prefill_tokens"])
+        split, flops, bytes_ = prefill.split(
+            get["prefill_tokens"][rows],
+            get["prefill_seqs"][rows],
+            get["attention_pairs"][rows],
+            get["prefill_kv_tokens"][rows],
+            self._joined & (get["n_decode"][rows] > 0),
+        )
+
+        def spread(some: Array) -> Array:
+            every = np.zeros(get["prefill_tokens"].shape)
+            every[rows] = some
+            return every
+
+        return {"attention_prefill": {b: spread(s) for b, s in split.items()}}, spread(flops), spread(bytes_)
 
     @staticmethod
     def _add(
@@ -430,11 +452,3 @@ def nearest_worlds(calibration: Calibration, kind: str, world: int) -> tuple[str
     prefix = f"{kind}_"
     sizes = [int(name[len(prefix) :]) for name in calibration.kernels if name.startswith(prefix)]
     return tuple(f"{prefix}{size}" for size in sorted(sizes, key=lambda s: abs(math.log(s / world))))
-
-
-def _at_unique(table: CountTable, counts: Array) -> tuple[dict[str, Split], Array, Array]:
-    """Evaluate a table at its distinct counts only, then spread."""
-    unique, inverse = np.unique(counts, return_inverse=True)
-    splits, flops, bytes_ = table.evaluate(unique)
-    spread = {k: {b: s[inverse] for b, s in split.items()} for k, split in splits.items()}
-    return spread, flops[inverse], bytes_[inverse]

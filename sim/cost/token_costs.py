@@ -175,7 +175,7 @@ class MoePart:
 
 
 class CountTable:
-    """Seconds by count, as a plain list that grows by doubling: the hot path is one index.
+    """Seconds by count, as a plain list that grows by doubling: the hot path is one index, and so is a breakdown.
 
     Args:
         parts: what is summed.
@@ -186,15 +186,27 @@ class CountTable:
         self.parts = tuple(parts)
         self.pad = pad
         self.seconds: list[float] = [0.0]
+        self._known = _nothing(self.evaluate(np.ones(1)))
 
     def grow(self, count: int) -> None:
         """Make `seconds[count]` exist."""
-        size = max(256, len(self.seconds))
-        while size <= count:
-            size *= 2
-        splits, _, _ = self.evaluate(np.arange(len(self.seconds), size, dtype=float))
-        total = sum(forms.total_s(split) for split in splits.values())
+        last = max(256, len(self.seconds) - 1)  # a power of two, as budgets are
+        while last < count:
+            last *= 2
+        more = self.evaluate(np.arange(len(self.seconds), last + 1, dtype=float))
+        total = sum(forms.total_s(split) for split in more[0].values())
         self.seconds.extend(np.asarray(total).tolist())
+        self._known = _appended(self._known, more)
+
+    def at(self, counts: Array) -> tuple[dict[str, Split], Array, Array]:
+        """What `evaluate` gives, looked up; the counts are whole numbers."""
+        index = counts.astype(np.intp)
+        most = int(index.max(initial=0))
+        if most >= len(self.seconds):
+            self.grow(most)
+        splits, flops, bytes_ = self._known
+        looked_up = {k: {bound: s[index] for bound, s in split.items()} for k, split in splits.items()}
+        return looked_up, flops[index], bytes_[index]
 
     def evaluate(self, counts: Array) -> tuple[dict[str, Split], Array, Array]:
         """Seconds by kernel and bound, FLOPs and HBM bytes at each count; zero where the count is zero."""
@@ -210,6 +222,22 @@ class CountTable:
             flops += np.where(some, part_flops, 0.0)
             bytes_ += np.where(some, part_bytes, 0.0)
         return splits, flops, bytes_
+
+
+def _nothing(one: tuple[dict[str, Split], Array, Array]) -> tuple[dict[str, Split], Array, Array]:
+    """The breakdown of no token, of the same bounds as that of one."""
+    splits = {kernel: {bound: np.zeros(1) for bound in split} for kernel, split in one[0].items()}
+    return splits, np.zeros(1), np.zeros(1)
+
+
+def _appended(
+    before: tuple[dict[str, Split], Array, Array], after: tuple[dict[str, Split], Array, Array]
+) -> tuple[dict[str, Split], Array, Array]:
+    splits = {
+        kernel: {bound: np.concatenate((before[0][kernel][bound], s)) for bound, s in split.items()}
+        for kernel, split in after[0].items()
+    }
+    return splits, np.concatenate((before[1], after[1])), np.concatenate((before[2], after[2]))
 
 
 def graph_padding(sizes: Sequence[int], max_tokens: int) -> Callable[[Array], Array] | None:
