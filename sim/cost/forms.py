@@ -81,7 +81,7 @@ def with_residual(split: Split, log_factor: Any, floor_s: Any) -> Split:
 
 def chain_split(m: Any, n: Any, k: Any, n_sm: int) -> Any:
     """How many CTAs share one output tile's K loop: clip(SMs / tiles, 1, max(k / 2600, 1))."""
-    tiles = np.ceil(m / GEMM_TILE) * np.ceil(n / GEMM_TILE)
+    tiles = np.maximum(np.ceil(m / GEMM_TILE) * np.ceil(n / GEMM_TILE), 1.0)  # no rows: no tiles, no division
     return np.clip(n_sm / tiles, 1.0, np.maximum(k / SPLIT_K_LENGTH, 1.0))
 
 
