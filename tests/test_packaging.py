@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("traces", "sim", "policies", "calibration")
-DATA = {".json", ".jsonl", ".toml", ".csv"}
+DATA = {".json", ".jsonl", ".toml", ".csv", ".html", ".css", ".js"}
 
 
 def _ignored(_: str, names: list[str]) -> set[str]:

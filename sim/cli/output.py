@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,21 +21,43 @@ RUNS = Path("results/runs")
 
 
 def save(
-    content: Any, results: Mapping[str, RunResult], out: Path | None, trace: str, command: Sequence[str]
+    content: Any,
+    results: Mapping[str, RunResult],
+    out: Path | None,
+    trace: str,
+    command: Sequence[str],
+    *,
+    report: bool = False,
 ) -> Path:
     """Write the run, or a comparison with one directory a run; returns the directory.
 
     `content`: the summary of one run or the `Comparison` of several. Without `out` the name is made of the trace, the
-    policies and a digest of the configurations, so that the same call writes the same place.
+    policies and a digest of the configurations, so that the same call writes the same place. `report`: also the page
+    of a single run (a comparison always has one).
     """
     target = out or RUNS / default_name(results, trace)
-    words = " ".join(command)
+    words = shlex.join(command)
     with atomic_dir(target) as work:
         if isinstance(content, dict):
             write_run(next(iter(results.values())), work, command=words, figures=content)
+            if report:
+                (work / "report.html").write_text(page_text(content, results, words), encoding="utf-8")
         else:
             _write_comparison(content, work, words)
     return target
+
+
+def page_text(content: Any, results: Mapping[str, RunResult], command: str) -> str:
+    """The report page of a run or of a comparison."""
+    from stepline.sim.report.page import comparison_page, run_page
+
+    if isinstance(content, dict):
+        from stepline.sim.report.run_tables import tables_of
+
+        return run_page(tables_of(next(iter(results.values())), command=command, figures=content))
+    from stepline.sim.report.comparison_tables import comparison_tables
+
+    return comparison_page(comparison_tables(content, command=command))
 
 
 def default_name(results: Mapping[str, RunResult], trace: str) -> str:
@@ -57,7 +80,8 @@ def file_name(label: str) -> str:
 
 
 def _write_comparison(comparison: Any, work: Path, command: str) -> None:
-    from stepline.sim.report.comparison_html import comparison_html
+    from stepline.sim.report.comparison_tables import comparison_tables, ranking_of
+    from stepline.sim.report.page import comparison_page
 
     folders: dict[str, str] = {}
     for label, result in comparison.results.items():
@@ -66,8 +90,10 @@ def _write_comparison(comparison: Any, work: Path, command: str) -> None:
         folder.mkdir()
         write_run(result, folder, command=command, figures=comparison.summaries[label])
     comparison.frame().to_csv(work / "comparison.csv", index=False)
-    (work / "comparison.html").write_text(comparison_html(comparison), encoding="utf-8")
-    write_json(work / MANIFEST, _comparison_manifest(comparison, folders, command))
+    ranking = ranking_of(comparison)
+    page = comparison_page(comparison_tables(comparison, ranking=ranking, command=command))
+    (work / "comparison.html").write_text(page, encoding="utf-8")
+    write_json(work / MANIFEST, {**_comparison_manifest(comparison, folders, command), "ranking": ranking})
 
 
 def _fresh(name: str, taken: Any) -> str:
@@ -92,12 +118,9 @@ def write_vllm_bench(result: RunResult, path: Path) -> None:
     """Write `--vllm-bench-json`, whole or not at all."""
     from stepline.sim.report.vllm_bench import vllm_bench
 
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(json_bytes(vllm_bench(result)))
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    from .report import write_whole
+
+    write_whole(path, json_bytes(vllm_bench(result)))
 
 
 def print_view(content: Any, results: Mapping[str, RunResult]) -> None:
@@ -111,8 +134,11 @@ def print_view(content: Any, results: Mapping[str, RunResult]) -> None:
 
 
 def print_place(directory: Path) -> None:
-    """Say where the results are."""
+    """Say where the results are, and the page if there is one."""
+    page = next((p for name in ("report.html", "comparison.html") if (p := directory / name).exists()), None)
     _console().print(f"results   {directory}", style="dim", soft_wrap=True)
+    if page is not None:
+        _console().print(f"page      {page}", style="dim", soft_wrap=True)
 
 
 def _console() -> Console:
@@ -123,14 +149,8 @@ def _console() -> Console:
 
 
 def title_of(results: Mapping[str, RunResult]) -> str:
-    """Trace, policies, model and hardware, where they are the same in all runs."""
+    """Trace, policies, model and hardware; what differs between the runs shows all its values."""
+    from stepline.sim.report.titles import setup_text, trace_text
+
     configs = [r.config for r in results.values()]
-
-    def same(key: str) -> str:
-        values = dict.fromkeys(str(c[key]) for c in configs)
-        return next(iter(values)) if len(values) == 1 else " / ".join(values)
-
-    trace = Path(str(configs[0]["trace"]["source"])).name
-    replicas = same("replicas")
-    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {replicas} replica{'' if replicas == '1' else 's'}"
-    return f"{trace} · {' / '.join(results)} · {same('model')} on {hardware}, engine {same('engine')}"
+    return f"{trace_text(configs[0])} · {' / '.join(results)} · {setup_text(configs)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def _parser() -> Parser:
     group.add_argument("--out", type=Path, metavar="DIR", help="directory to write (results/runs/<name>)")
     group.add_argument("--no-save", action="store_true", help="write no directory")
     group.add_argument("--record-steps", action="store_true", help="keep every step (steps.parquet)")
+    group.add_argument("--report", nargs="?", const="", metavar="FILE",
+                       help="also one HTML page: FILE, or report.html in the directory")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print the summary as JSON in place of tables")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     group.add_argument("--vllm-bench-json", type=Path, metavar="FILE",
@@ -69,19 +72,31 @@ def _simulate(args: Namespace, command: list[str]) -> int:
     return 0
 
 
+_ONE_RUN = ("vllm_bench_json",)
+"""Files that hold one run."""
+
+
 def _check_outputs(args: Namespace, configs: dict[str, RunConfig]) -> None:
     """Refuse what could not be written before anything is simulated."""
-    if args.no_save and (args.out or args.record_steps):
-        raise ConfigError(f"--no-save: cannot be combined with {'--out' if args.out else '--record-steps'}")
+    if args.no_save:
+        for flag in ("out", "record_steps"):
+            if getattr(args, flag):
+                raise ConfigError(f"--no-save: cannot be combined with --{flag.replace('_', '-')}")
+        if args.report == "":
+            raise ConfigError("--report: with --no-save, expected a file to write: --report FILE")
     if args.out is not None:
         from stepline.sim.report.run_dir import check_target
 
         check_target(args.out)
-    if args.vllm_bench_json is not None:
-        if len(configs) > 1:
-            raise ConfigError(f"--vllm-bench-json: holds one run, got {len(configs)} ({', '.join(configs)})")
-        if not args.vllm_bench_json.parent.is_dir():
-            raise ConfigError(f"--vllm-bench-json: no directory {str(args.vllm_bench_json.parent)!r}")
+    for name in ("report", *_ONE_RUN):
+        path = getattr(args, name)
+        if path:
+            from .report import check_parent
+
+            check_parent(Path(path), f"--{name.replace('_', '-')}")
+            if name in _ONE_RUN and len(configs) > 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: holds one run, got {len(configs)} ({', '.join(configs)})")
 
 
 def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
@@ -111,7 +126,7 @@ def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) ->
 
 def _output(args: Namespace, results: dict[str, RunResult], command: list[str]) -> None:
     """Tables first: they are there before the files are."""
-    from .output import print_place, print_view, save, write_vllm_bench
+    from .output import page_text, print_place, print_view, save, write_vllm_bench
 
     content = _content(results)
     if args.json:
@@ -122,8 +137,13 @@ def _output(args: Namespace, results: dict[str, RunResult], command: list[str]) 
         print_view(content, results)
     if args.vllm_bench_json is not None:
         write_vllm_bench(next(iter(results.values())), args.vllm_bench_json)
+    if args.report:
+        from .report import write_whole
+
+        write_whole(Path(args.report), page_text(content, results, shlex.join(command)).encode())
     if not args.no_save:
-        directory = save(content, results, args.out, args.trace, command)
+        report = args.report is not None
+        directory = save(content, results, args.out, args.trace, command, report=report)
         if not args.quiet and not args.json:
             print_place(directory)
 

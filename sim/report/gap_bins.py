@@ -7,7 +7,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from stepline.sim.engine.result import Gaps
 
-from ..engine.step_bins import FIRST_WIDTH_S, FRAME_COLUMNS, PER_DECADE, TIME_BINS, bin_middle, log_bin
+from ..engine.step_bins import (
+    FIRST_WIDTH_S,
+    FRAME_COLUMNS,
+    LOWEST,
+    PER_DECADE,
+    TIME_BINS,
+    bin_middle,
+    log_bin,
+)
 from .metrics import GapRows
 
 Floats = NDArray[np.float64]
@@ -60,7 +68,7 @@ def _spread(rows: GapRows, t: Ints, size: int) -> tuple[Ints, Floats]:
 
 def _elements_below(rows: GapRows, row: Ints, edge_bin: Ints) -> Ints:
     """How many gaps of each row lie below the lower edge of a bin."""
-    edge = 10.0 ** (edge_bin / PER_DECADE - 6)
+    edge = 10.0 ** (edge_bin / PER_DECADE["duration"] + LOWEST["duration"])
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.ceil((edge - rows.low[row]) / rows.delta[row])
     return np.clip(np.where(np.isfinite(n), n, 0), 0, rows.n[row]).astype(np.int64)

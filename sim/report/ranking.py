@@ -45,7 +45,7 @@ def rank(comparison: Comparison) -> list[Place]:
 
     Order: most requests completed; then, with an SLO, most goodput; then the least mean end-to-end latency.
     """
-    order = sorted(comparison.summaries, key=lambda run: _key(comparison.summaries[run]))
+    order = sorted(comparison.summaries, key=lambda run: order_key(comparison.summaries[run]))
     figures = _figures(comparison)
     rivals = [order[1 if len(order) > 1 else 0], *[order[0]] * (len(order) - 1)]
     ties = [False, *(_tie(comparison, a, b) for a, b in pairwise(order))]
@@ -58,13 +58,13 @@ def rank(comparison: Comparison) -> list[Place]:
 
 
 def _tie(comparison: Comparison, first: str, second: str) -> bool:
-    a, b = (_key(comparison.summaries[run]) for run in (first, second))
+    a, b = (order_key(comparison.summaries[run]) for run in (first, second))
     return a[:2] == b[:2] and not_separated(comparison.results[first], comparison.results[second])
 
 
 def _decided(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """The figure that put the first run before the second."""
-    a, b = _key(first), _key(second)
+    a, b = order_key(first), order_key(second)
     if a[0] != b[0]:
         return f"most requests completed ({-a[0]:,.0f}, then {-b[0]:,.0f})"
     if a[1] != b[1]:
@@ -74,11 +74,16 @@ def _decided(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 def criterion(comparison: Comparison) -> str:
     """The rule of `rank`, in words."""
-    with_slo = any(s.get("slo") for s in comparison.summaries.values())
+    return rule_text(any(s.get("slo") for s in comparison.summaries.values()))
+
+
+def rule_text(with_slo: bool) -> str:
+    """The rule by which runs are ranked, with or without objectives."""
     return f"requests completed, {'then goodput, ' if with_slo else ''}then mean end-to-end latency"
 
 
-def _key(summary: Mapping[str, Any]) -> tuple[float, float, float]:
+def order_key(summary: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Sorts summaries from the best run to the worst."""
     goodput = summary["throughput"]["goodput_requests_per_s"] or 0.0
     mean = summary["e2e_s"]["mean"]
     return (-summary["requests"]["completed"], -goodput, inf if mean is None else mean)

@@ -11,29 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .ranking import Place, criterion, rank
+from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 if TYPE_CHECKING:
     from .paired import Comparison, Difference
-
-_LATENCIES = (
-    ("TTFT", "ttft_s", "arrival to first token"),
-    ("TPOT", "tpot_s", "(E2E - TTFT) / (tokens - 1), a request"),
-    ("ITL", "itl_s", "every gap between two tokens"),
-    ("E2E", "e2e_s", "arrival to last token"),
-    ("queue", "queue_s", "arrival to first scheduled"),
-)
-_COLUMNS = ("mean", "p50", "p90", "p95", "p99", "p99_9", "max")
-
-_TIME = (
-    ("compute", "compute_bound"),
-    ("weights", "weight_bandwidth_bound"),
-    ("KV", "kv_bandwidth_bound"),
-    ("comm", "comm"),
-    ("latency", "latency"),
-    ("host", "host_overhead"),
-    ("idle", "idle"),
-)
 
 
 def run_view(summary: Mapping[str, Any], title: str) -> RenderableType:
@@ -67,11 +49,9 @@ def _header(title: str) -> Text:
 
 
 def _headline(summary: Mapping[str, Any]) -> Table:
-    requests, rates, kv = summary["requests"], summary["throughput"], summary["kv"]
-    lost = {k: requests[k] for k in ("rejected", "timed_out", "unfinished", "preemptions") if requests[k]}
+    rates, kv = summary["throughput"], summary["kv"]
     table = Table.grid(padding=(0, 2))
-    done = f"{requests['completed']:,} of {requests['submitted']:,} completed"
-    table.add_row("requests", "; ".join([done, *(f"{v:,} {k.replace('_', ' ')}" for k, v in lost.items())]))
+    table.add_row("requests", requests_text(summary))
     table.add_row("throughput", _throughput(rates))
     used = f"peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks"
     table.add_row(
@@ -109,17 +89,15 @@ def _slo(slo: Mapping[str, Any]) -> Text:
 def _latency_table(summary: Mapping[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("latency")
-    for name in _COLUMNS:
+    for name in STATISTICS:
         table.add_column(name.replace("_", "."), justify="right")
-    for label, key, _ in _LATENCIES:
-        table.add_row(label, *(seconds_text(summary[key][c]) for c in _COLUMNS))
+    for label, key, _ in LATENCIES:
+        table.add_row(label, *(seconds_text(summary[key][c]) for c in STATISTICS))
     return table
 
 
 def _time_line(summary: Mapping[str, Any]) -> Text:
-    shares = summary["time_frac"]
-    parts = [f"{label} {share_text(shares[key])}" for label, key in _TIME if shares[key] >= 0.0005]
-    return Text(f"GPU time  {', '.join(parts)}")
+    return Text(f"GPU time  {time_text(summary)}")
 
 
 def _verdict(summary: Mapping[str, Any]) -> list[Text]:
@@ -136,47 +114,11 @@ def _side_by_side(comparison: Comparison, places: Sequence[Place]) -> Table:
     table.add_column("")
     for place in places:
         table.add_column(escape(f"{_place(place)} {place.run}"), justify="right", no_wrap=True)
-    for label, path, text, higher in _ROWS:
-        values = [_at(comparison.summaries[p.run], path) for p in places]
-        if any(v is not None for v in values):
-            table.add_row(label, *_marked(values, text, higher))
+    summaries = [comparison.summaries[p.run] for p in places]
+    for row in rows_of(summaries):
+        cells = zip(row.texts(summaries), row.best(summaries), strict=True)
+        table.add_row(row.label, *(f"[bold green]{text}[/]" if best else text for text, best in cells))
     return table
-
-
-_ROWS: tuple[tuple[str, tuple[str, str], Any, bool | None], ...] = (
-    ("completed", ("requests", "completed"), lambda v: f"{v:,}", True),
-    ("requests/s", ("throughput", "requests_per_s"), rate_text, True),
-    ("goodput/s", ("throughput", "goodput_requests_per_s"), rate_text, True),
-    ("SLO met", ("slo", "met"), lambda v: "yes" if v else "no", None),
-    ("output tokens/s", ("throughput", "output_tokens_per_s"), rate_text, True),
-    ("TTFT mean", ("ttft_s", "mean"), seconds_text, False),
-    ("TTFT p99", ("ttft_s", "p99"), seconds_text, False),
-    ("TPOT mean", ("tpot_s", "mean"), seconds_text, False),
-    ("TPOT p99", ("tpot_s", "p99"), seconds_text, False),
-    ("ITL p50", ("itl_s", "p50"), seconds_text, False),
-    ("ITL p99", ("itl_s", "p99"), seconds_text, False),
-    ("E2E mean", ("e2e_s", "mean"), seconds_text, False),
-    ("E2E p99", ("e2e_s", "p99"), seconds_text, False),
-    ("queue mean", ("queue_s", "mean"), seconds_text, False),
-    ("GPU busy", ("time_frac", "idle"), lambda v: share_text(1 - v), None),
-    ("preemptions", ("requests", "preemptions"), lambda v: f"{v:,}", None),
-    ("$ / M output tokens", ("cost", "usd_per_million_output_tokens"), lambda v: f"{v:,.2f}", False),
-)
-
-
-def _at(summary: Mapping[str, Any], path: tuple[str, str]) -> Any:
-    return summary.get(path[0], {}).get(path[1])
-
-
-def _marked(values: Sequence[Any], text: Any, higher: bool | None) -> list[str]:
-    """Texts of a row; the best is bold unless all read the same."""
-    texts = ["–" if v is None else text(v) for v in values]
-    known = [v for v in values if v is not None]
-    if higher is None or len(set(texts)) == 1:
-        return texts
-    best = max(known) if higher else min(known)
-    shown = text(best)
-    return [f"[bold green]{t}[/]" if t == shown else t for t in texts]
 
 
 def _ranking(places: Sequence[Place], rule: str) -> Group:

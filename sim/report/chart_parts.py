@@ -1,0 +1,110 @@
+"""What the charts of a page share: parameters of the window, axes, colours, tooltips (Vega-Lite as plain dicts)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .page_data import PageData
+
+Spec = dict[str, Any]
+
+PALETTE = (
+    "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#a463f2", "#3ca951", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0",
+)  # fmt: skip
+"""Observable10 (Observable Plot's categorical palette), which reads on light and dark grounds."""
+
+SPARSE: Spec = {"labelOverlap": "greedy", "labelSeparation": 10}
+"""Labels of an axis that leave room between them."""
+
+IN_WINDOW: Spec = {"filter": "datum.t >= t0 - 1e-9 && datum.t < t1 - 1e-9"}
+IS_SHOWN: Spec = {"filter": "indexof(shown, datum.run) >= 0"}
+IS_FOCUS: Spec = {"filter": "datum.run === focus"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart: `table` of the page data that it draws, `spec` without data, `width`: share of a row."""
+
+    name: str
+    section: str
+    title: str
+    table: str
+    spec: Spec
+    caption: str = ""
+    width: Literal["third", "half", "whole"] = "third"
+
+
+def run_color(data: PageData) -> Spec:
+    """Colour by run; the page's toggles are the legend."""
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(data.labels))]
+    scale = {"domain": list(data.labels), "range": colors}
+    return {"field": "run", "type": "nominal", "scale": scale, "legend": None}
+
+
+def time_axis(data: PageData, *, whole: bool = False) -> Spec:
+    """x of a chart over time: the window, or the whole run."""
+    window = {"domainMin": {"expr": "t0"}, "domainMax": {"expr": "t1"}, "zero": False}
+    scale = {"domain": [data.begin, data.end]} if whole else window
+    axis = {
+        "title": None,
+        "labelExpr": f"datum.label + ' {data.unit}'",
+        "grid": False,
+        "tickCount": 8 if whole else 4,
+        "labelOverlap": True,
+    }
+    return {"field": "t", "type": "quantitative", "scale": {**scale, "nice": False}, "axis": axis}
+
+
+def log_ms_axis(field: str) -> Spec:
+    """x on a logarithmic axis of milliseconds, labelled µs, ms or s."""
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": None,
+        "scale": {"type": "log", "nice": False},
+        "axis": {"labelExpr": _MS_LABEL, "tickCount": 5, **SPARSE, "gridOpacity": 0.6},
+    }
+
+
+_MS_LABEL = (
+    "datum.value >= 1000 ? format(datum.value / 1000, ',~g') + ' s' : "
+    "datum.value >= 1 ? format(datum.value, '~g') + ' ms' : format(datum.value * 1000, ',~g') + ' µs'"
+)
+
+
+def distribution(series: str, *, tail: bool = False) -> list[Spec]:
+    """From cells (x, x2, n) of the window to points (at, share) of the share up to x, or of the tail above it.
+
+    Each bin gives two points, at its borders: a gap between bins is flat, as it should be.
+    """
+    share = "1 - {0} / datum.total" if tail else "{0} / datum.total"
+    points = (
+        f"[[datum.x, {share.format('(datum.below - datum.n)')}], [datum.x2, {share.format('datum.below')}]]"
+    )
+    return [
+        IN_WINDOW,
+        {"aggregate": [{"op": "sum", "field": "n", "as": "n"}], "groupby": [series, "x", "x2"]},
+        {"joinaggregate": [{"op": "sum", "field": "n", "as": "total"}], "groupby": [series]},
+        {
+            "window": [{"op": "sum", "field": "n", "as": "below"}],
+            "sort": [{"field": "x"}],
+            "groupby": [series],
+            "frame": [None, 0],
+        },
+        {"calculate": points, "as": "points"},
+        {"flatten": ["points"], "as": ["point"]},
+        {"calculate": "datum.point[0]", "as": "at"},
+        {"calculate": "datum.point[1]", "as": "share"},
+        {"filter": "datum.share > 1e-12"},
+    ]
+
+
+def tip(field: str, title: str, form: str = ",.3~g") -> Spec:
+    """A number in a tooltip."""
+    return {"field": field, "title": title, "type": "quantitative", "format": form}
+
+
+def name_tip(field: str, title: str) -> Spec:
+    """A name in a tooltip."""
+    return {"field": field, "title": title, "type": "nominal"}

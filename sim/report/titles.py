@@ -1,0 +1,39 @@
+"""What runs are called: titles for people, stems for files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .run_tables import RunTables
+
+
+def setup_text(configs: Sequence[Mapping[str, Any]]) -> str:
+    """Model, hardware and engine; a setting that differs between runs shows all its values."""
+
+    def same(key: str) -> str:
+        return " / ".join(dict.fromkeys(str(c[key]) for c in configs))
+
+    replicas = same("replicas")
+    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {replicas} replica{'' if replicas == '1' else 's'}"
+    return f"{same('model')} on {hardware}, engine {same('engine')}"
+
+
+def trace_text(config: Mapping[str, Any]) -> str:
+    """The file name of the trace of a run."""
+    return Path(str(config["trace"]["source"])).name
+
+
+def subtitle(runs: Sequence[RunTables]) -> str:
+    """The line under a page's heading."""
+    trace = runs[0].config["trace"]
+    return f"{trace['requests']:,} requests · {setup_text([run.config for run in runs])}"
+
+
+def file_stem(runs: Sequence[RunTables]) -> str:
+    """A stem for files saved from a page."""
+    stem = trace_text(runs[0].config).split(".", 1)[0]
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", f"{stem}-{'-'.join(run.label for run in runs[:3])}")[:60]
