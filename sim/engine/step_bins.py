@@ -17,8 +17,8 @@ Ints = NDArray[np.int64]
 
 TIME_BINS = 256
 FIRST_WIDTH_S = 1 / 16
-PER_DECADE = 20
-"""Value bins a factor of ten: a bin is 12 % wide."""
+PER_DECADE = {"batch": 20, "duration": 40, "intensity": 20, "flops": 20}
+"""Value bins a factor of ten: 20 make a bin 12 % wide, 40 make it 6 %."""
 
 LOWEST = {"batch": 0, "duration": -6, "intensity": -2, "flops": 6}
 """Power of ten at which the bins of a quantity begin (1 sequence, 1 µs, 0.01 FLOP/B, 1 MFLOP/s)."""
@@ -135,20 +135,25 @@ def _frame(columns: tuple[object, ...]) -> pd.DataFrame:
 
 def log_bin(values: Floats, what: str) -> Ints:
     """Number of the logarithmic bin of each value > 0; what lies outside goes into the first or last."""
-    top = DECADES[what] * PER_DECADE - 1
-    bins = np.floor((np.log10(values) - LOWEST[what]) * PER_DECADE + 1e-9)
+    top = DECADES[what] * PER_DECADE[what] - 1
+    bins = np.floor((np.log10(values) - LOWEST[what]) * PER_DECADE[what] + 1e-9)
     return np.clip(bins, 0, top).astype(np.int64)
 
 
-def bin_middle(bins: Ints, what: str) -> Floats:
-    """Geometric middle of a bin; of a batch size, the middle of the whole numbers in it."""
-    low = 10.0 ** (LOWEST[what] + bins / PER_DECADE)
-    high = 10.0 ** (LOWEST[what] + (bins + 1) / PER_DECADE)
+def bin_borders(bins: Ints, what: str) -> tuple[Floats, Floats]:
+    """Lower and upper border of bins; of batch sizes, halfway to the nearest whole number outside."""
+    low, high = (10.0 ** (LOWEST[what] + (bins + more) / PER_DECADE[what]) for more in (0, 1))
     if what != "batch":
-        return np.asarray(np.sqrt(low * high))
+        return low, high
     first, last = np.ceil(low - 1e-6), np.ceil(high - 1e-6) - 1
-    return np.asarray((first + np.maximum(last, first)) / 2)
+    return first - 0.5, np.maximum(last, first) + 0.5
+
+
+def bin_middle(bins: Ints, what: str) -> Floats:
+    """Geometric middle of bins; of a batch size, the middle of the whole numbers in it."""
+    low, high = bin_borders(bins, what)
+    return np.asarray((low + high) / 2 if what == "batch" else np.sqrt(low * high))
 
 
 def _size(what: str) -> int:
-    return TOKEN_BINS if what == "tokens" else DECADES[what] * PER_DECADE
+    return TOKEN_BINS if what == "tokens" else DECADES[what] * PER_DECADE[what]
