@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
-from .parser import Parser
+from .parser import Parser, integer
 
 if TYPE_CHECKING:
     from stepline.sim.engine.result import RunResult
     from stepline.sim.study.config import RunConfig
+    from stepline.traces.trace import Trace
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,6 +51,8 @@ def _parser() -> Parser:
     group.add_argument("--record-steps", action="store_true", help="keep every step (steps.parquet)")
     group.add_argument("--report", nargs="?", const="", metavar="FILE",
                        help="also one HTML page: FILE, or report.html in the directory")  # fmt: skip
+    group.add_argument("--uncertainty", type=integer, nargs="?", const=20, metavar="DRAWS",
+                       help="intervals from runs on DRAWS (20) other kernel constants that the data allow")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print the summary as JSON in place of tables")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     group.add_argument("--vllm-bench-json", type=Path, metavar="FILE",
@@ -67,8 +70,11 @@ def _simulate(args: Namespace, command: list[str]) -> int:
         raise ConfigError("--trace: expected a file of requests, e.g. --trace traces/samples/chat.jsonl")
     configs = run_configs(args)
     _check_outputs(args, configs)
-    results = _results(args, configs)
-    _output(args, results, command)
+    if args.uncertainty is not None and len(configs) > 1:
+        raise ConfigError(f"--uncertainty: speaks of one run, got {len(configs)} ({', '.join(configs)})")
+    trace = _trace(args, configs)
+    results = _results(trace, args, configs)
+    _output(args, results, command, _intervals(trace, args, configs))
     return 0
 
 
@@ -99,17 +105,23 @@ def _check_outputs(args: Namespace, configs: dict[str, RunConfig]) -> None:
                 raise ConfigError(f"{flag}: holds one run, got {len(configs)} ({', '.join(configs)})")
 
 
-def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
+def _trace(args: Namespace, configs: dict[str, RunConfig]) -> Trace:
     from stepline.sim.study.load import load
+
+    from .options import reading_options
+
+    trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
+    _warn(trace.warnings, args)
+    return trace
+
+
+def _results(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
     from stepline.sim.study.run import simulate_resolved
     from stepline.sim.study.setup import resolve
 
-    from .options import reading_options
     from .progress import progress_bar
 
     setups = {label: resolve(config) for label, config in configs.items()}
-    trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
-    _warn(trace.warnings, args)
     results = {}
     for label, setup in setups.items():
         with progress_bar(label, shown=not args.quiet) as on_progress:
@@ -118,17 +130,30 @@ def _results(args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunRes
     return results
 
 
+def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> dict[str, Any] | None:
+    """What the uncertainty of the kernel constants does to the run (None where it was not asked for)."""
+    if args.uncertainty is None:
+        return None
+    from stepline.sim.study.uncertainty import intervals
+
+    return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
+
+
 def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) -> None:
     if not args.quiet:
         for text in warnings:
             print(f"simulate: warning: {f'{label}: ' if label else ''}{text}", file=sys.stderr)
 
 
-def _output(args: Namespace, results: dict[str, RunResult], command: list[str]) -> None:
+def _output(
+    args: Namespace, results: dict[str, RunResult], command: list[str], uncertainty: dict[str, Any] | None
+) -> None:
     """Tables first: they are there before the files are."""
     from .output import page_text, print_place, print_view, save, write_vllm_bench
 
     content = _content(results)
+    if uncertainty is not None:
+        content["uncertainty"] = uncertainty
     if args.json:
         from stepline.sim.report.run_dir import json_bytes
 

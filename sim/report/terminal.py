@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 def run_view(summary: Mapping[str, Any], title: str) -> RenderableType:
     """One run: headline numbers, latency table, where the time went, the verdict."""
     return Group(
-        _header(title), _headline(summary), _latency_table(summary), _time_line(summary), *_verdict(summary)
+        _header(title),
+        _headline(summary),
+        _latency_table(summary),
+        *([_uncertainty(summary["uncertainty"])] if "uncertainty" in summary else []),
+        _time_line(summary),
+        *_verdict(summary),
     )
 
 
@@ -93,6 +98,24 @@ def _latency_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name.replace("_", "."), justify="right")
     for label, key, _ in LATENCIES:
         table.add_row(label, *(seconds_text(summary[key][c]) for c in STATISTICS))
+    return table
+
+
+def _uncertainty(found: Mapping[str, Any]) -> Table:
+    """Intervals of a run over drawn kernel constants."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    title = f"{found['level']:.0%} of {found['draws']} draws of the kernel constants"
+    for name, side in ((title, "left"), ("nominal", "right"), ("low", "right"), ("high", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]  # a Literal that rich spells out
+    for group, names in found["figures"].items():
+        text = rate_text if group == "throughput" else seconds_text
+        for name, figure in names.items():
+            label = (
+                name.replace("_per_s", "/s").replace("_", " ")
+                if group == "throughput"
+                else f"{group[:-2].upper()} {name}"
+            )
+            table.add_row(label, *(text(figure[key]) for key in ("nominal", "low", "high")))
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,27 +20,17 @@ if TYPE_CHECKING:
 
     from .config import RunConfig
 
-METRICS: tuple[tuple[str, str, str], ...] = (
-    ("TTFT mean", "ttft_s", "mean"),
-    ("TTFT p99", "ttft_s", "p99"),
-    ("TPOT mean", "tpot_s", "mean"),
-    ("TPOT p99", "tpot_s", "p99"),
-    ("E2E mean", "e2e_s", "mean"),
-    ("E2E p99", "e2e_s", "p99"),
-    ("output tokens/s", "throughput", "output_tokens_per_s"),
-    ("requests/s", "throughput", "requests_per_s"),
+FIGURES: tuple[tuple[str, str], ...] = (
+    ("ttft_s", "mean"),
+    ("ttft_s", "p99"),
+    ("tpot_s", "mean"),
+    ("tpot_s", "p99"),
+    ("e2e_s", "mean"),
+    ("e2e_s", "p99"),
+    ("throughput", "output_tokens_per_s"),
+    ("throughput", "requests_per_s"),
 )
-"""Label, and where the figure stands in a summary (seconds, or per second)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure of a run with its central interval over draws of the constants (seconds, or per second)."""
-
-    label: str
-    nominal: float
-    low: float
-    high: float
+"""The figures of a summary that get an interval: group and name."""
 
 
 def intervals(
@@ -51,21 +40,22 @@ def intervals(
     draws: int = 20,
     level: float = 0.9,
     on_draw: Callable[[int, int], None] | None = None,
-) -> list[Interval]:
-    """Intervals of the `METRICS` of a run, from `draws` runs on drawn kernel constants (see `cost.uncertainty.draw`).
+) -> dict[str, Any]:
+    """Intervals of the `FIGURES` of a run, from `draws` runs on drawn kernel constants (see `cost.uncertainty.draw`).
 
     Only the constants vary: the trace, the policies and the host times of the engine profile stay. The interval is the
     central `level` of the draws. `on_draw(done, of)` is called after each.
 
+    Returns {draws, level, figures: {group: {name: {nominal, low, high}}}}, seconds or per second.
     Raises ConfigError for fewer than 2 draws, a level outside (0, 1), or a cost model without a calibration.
     """
     if draws < 2:
-        raise ConfigError(f"--uncertainty: got {draws} draws, expected at least 2")
+        raise ConfigError(f"--uncertainty: got {draws}, expected at least 2 draws")
     if not 0.0 < level < 1.0:
         raise ConfigError(f"level: got {level}, expected a share between 0 and 1")
     setup = resolve(config)
     base = getattr(setup.cluster.replicas[0].cost_model, "calibration", None)
-    if not isinstance(base, Calibration):
+    if not isinstance(base, Calibration) or not any(fit.rows for fit in base.kernels.values()):
         raise ConfigError(f"--uncertainty: cost model {config.cost_model!r} has no calibration to draw from")
     nominal = _figures(summary(simulate_resolved(trace, setup)))
     drawn = []
@@ -74,11 +64,14 @@ def intervals(
         drawn.append(_figures(summary(simulate_resolved(trace, again))))
         if on_draw is not None:
             on_draw(i + 1, draws)
-    low, high = np.quantile(np.array(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [
-        Interval(label, nominal[i], float(low[i]), float(high[i])) for i, (label, _, _) in enumerate(METRICS)
-    ]
+    low, high = np.quantile(np.array(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0).tolist()
+    figures: dict[str, dict[str, Any]] = {}
+    for (group, name), value, a, b in zip(FIGURES, nominal, low, high, strict=True):
+        figures.setdefault(group, {})[name] = {"nominal": value, "low": a, "high": b}
+    return {"draws": draws, "level": level, "figures": figures}
 
 
 def _figures(content: dict[str, Any]) -> list[float]:
-    return [float(content[group][name]) for _, group, name in METRICS]
+    """The figures of a summary; NaN where it has none (nothing completed)."""
+    values = [content[group][name] for group, name in FIGURES]
+    return [float("nan") if value is None else float(value) for value in values]
