@@ -107,10 +107,11 @@ def _steps(data: PageData, what: str, title: str, unit: str, x: Spec) -> Chart:
             {"joinaggregate": [{"op": "sum", "field": "spent", "as": "total"}], "groupby": ["run"]},
             {"calculate": "datum.spent / datum.total", "as": "share"},
         ],
-        "mark": {"type": "bar", "opacity": 0.6 if len(data.labels) > 1 else 0.9},
+        "mark": {"type": "rect", "opacity": 0.6 if len(data.labels) > 1 else 0.9},
         "encoding": {
             "x": x,
             "x2": {"field": "x2"},
+            "y2": {"datum": 0},
             "y": {
                 "field": "share",
                 "type": "quantitative",

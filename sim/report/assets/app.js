@@ -18,7 +18,8 @@ for (const [name, table] of Object.entries(page.tables)) {
 const wantsDark = matchMedia("(prefers-color-scheme: dark)");
 let theme = document.documentElement.dataset.theme || (wantsDark.matches ? "dark" : "light");
 
-function specification(chart) {
+function specification(chart, place) {
+  if (place.clientWidth < 500) fold(chart.spec.encoding?.color?.legend);
   const own = (chart.spec.params || []).filter((p) => p.select);
   const names = ["t0", "t1", "shown", "focus", "slow_by"];
   return {
@@ -28,9 +29,14 @@ function specification(chart) {
   };
 }
 
+// A legend of many columns would run out of a narrow card.
+function fold(legend) {
+  if (legend?.columns) legend.columns = 2;
+}
+
 async function draw(chart) {
   const place = document.getElementById(`chart-${chart.name}`);
-  const found = await window.vegaEmbed(place, specification(chart), {
+  const found = await window.vegaEmbed(place, specification(chart, place), {
     renderer: "canvas", logLevel: 1, // errors only: a window without requests is empty, not a warning
     tooltip: { theme }, downloadFileName: `${page.file_name}-${chart.name}`,
     actions: chart.name === "overview" ? false : { export: { png: true, svg: true }, source: false, compiled: false, editor: false },
