@@ -17,6 +17,7 @@ import simpy
 from stepline.traces.errors import InvariantError
 
 from ..engine.accounting import StepAccounting, combine
+from ..engine.block_watch import BlockLog, WatchedEviction
 from ..engine.kv_cache import KVCache
 from ..engine.life_log import LifeLog
 from ..engine.replica import Replica
@@ -70,6 +71,7 @@ class _Run:
         self.requests = RequestLog()
         self.gaps = GapLog()
         self.lives = LifeLog(with_chunks=spec.record_steps)
+        self.block_log = BlockLog()
         self.blocks: list[Mapping[str, Any]] = []
         self.outputs = array("q", trace.output_tokens.astype(np.int64).tobytes())
         self.accountings: list[StepAccounting] = []
@@ -119,6 +121,8 @@ class _Run:
             log = self.logs[id(spec.cost_model)] = StepLog(len(windows), sinks)
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
+        if isinstance(kv.eviction, WatchedEviction):
+            kv.eviction.attach(kv)
         log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
         log.usable_blocks[index] = kv.usable
         return Replica(
@@ -148,7 +152,7 @@ class _Run:
         foresee = getattr(policy, "foresee", None)
         if foresee is not None:
             foresee(self.trace.hash_ids)
-        return policy
+        return WatchedEviction(policy, self.block_log) if self.spec.record_blocks else policy
 
     def _done_on(self, index: int) -> Callable[[Sequence, int, float, int], None]:
         requests = self.requests
@@ -235,6 +239,7 @@ class _Run:
             steps=self._steps(),
             preemptions=self.lives.preemption_table(),
             chunks=self.lives.chunk_table(),
+            block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns={k: v for k, v in self.trace.columns.items() if k != "observed"},
         )
 

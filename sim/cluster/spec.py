@@ -87,6 +87,7 @@ class ClusterSpec:
     client_timeout_s: float | None = None
     max_concurrency: int | None = None
     record_steps: bool = False
+    record_blocks: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     scrape_interval_s: float = 0.0
 

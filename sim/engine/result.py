@@ -85,6 +85,15 @@ class Gaps:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class BlockTimes:
+    """Residency of evicted KV blocks: rows (seconds, blocks), float64 (n, 2); definitions: `block_watch`."""
+
+    lifetime: NDArray[np.float64]
+    idle: NDArray[np.float64]
+    reuse_gap: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StepTotals:
     """Step log folded while the run goes on; what reports and summaries need when steps are not recorded.
 
@@ -118,6 +127,7 @@ class RunResult:
     of one GPU. `steps`: columns `STEP_COLUMNS` when recorded. `simulator` {wall_s, events, steps}.
     `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
     `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
+    `block_times`: how long evicted KV blocks had lived, when blocks are recorded.
     """
 
     requests: pd.DataFrame
@@ -132,6 +142,7 @@ class RunResult:
     warnings: tuple[str, ...] = ()
     preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
     chunks: pd.DataFrame | None = None
+    block_times: BlockTimes | None = None
     trace_columns: Mapping[str, Any] = field(
         default_factory=dict
     )  # request_id, session_id, tenant ... by request_index

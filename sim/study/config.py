@@ -90,6 +90,7 @@ class RunConfig:
     usd_per_gpu_hour: float | None = None
     seed: int = 0
     record_steps: bool = False
+    record_blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in (

@@ -69,6 +69,7 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
         client_timeout_s=config.client_timeout,
         max_concurrency=config.max_concurrency,
         record_steps=config.record_steps,
+        record_blocks=config.record_blocks,
     )
     return Setup(config, cluster, described, (*notes, *getattr(cost_model, "warnings", ())))
 
