@@ -30,6 +30,7 @@ POLICY_GROUPS = {
     "eviction": "stepline.eviction_policies",
     "preemption": "stepline.preemption_policies",
     "admission": "stepline.admission_policies",
+    "compression": "stepline.kv_compressions",
     "routing": "stepline.routing_policies",
 }
 """Kind of policy: its entry-point group."""

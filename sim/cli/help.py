@@ -24,7 +24,7 @@ hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-
 scheduling --policy NAME|module:Class[:k=v,...] --engine NAME --preemption NAME --admission NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
 fleet      --routing NAME|module:Class[:k=v,...]  --router-scrape-interval S
-KV cache   --kv-eviction NAME  --[no-]enable-prefix-caching  --block-size N
+KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-caching  --block-size N
            --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
 results    --out DIR  --report [FILE]  --no-save  --record-steps  --json  --quiet  --vllm-bench-json FILE
 

@@ -32,6 +32,7 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
 _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
     ("policy", str, "NAME|module:Class", "batching policy (chunked); several are compared"),
     ("kv-eviction", str, "NAME|module:Class", "which cached blocks go first (lru)"),
+    ("kv-compression", str, "NAME|module:Class", "tokens that stay in the KV cache (all of them)"),
     ("preemption", str, "NAME|module:Class", "who gives way when blocks run out (last-in)"),
     ("admission", str, "NAME|module:Class", "what a replica turns away at the door (nothing)"),
     ("routing", str, "NAME|module:Class", "which replica a request goes to (round-robin)"),
@@ -45,6 +46,7 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
     ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),
     ("max-model-len", integer, "N", "longest prompt + output (the model's own)"),
+    ("generation-config", str, "NAME", "sampling: auto (the model's), vllm (neutral) or greedy (auto)"),
     ("long-prefill-token-threshold", integer, "N", "longest chunk of one prompt, 0: no limit (0)"),
 )
 _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
@@ -53,7 +55,7 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
 )
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "routing", "cost_model")
+_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model")
 
 
 def add_trace_options(parser: Parser) -> None:

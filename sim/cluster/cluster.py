@@ -142,6 +142,7 @@ class _Run:
             on_done=self._done_on(index),
             admission=spec.admission() if spec.admission else None,
             swap=spec.swap_space(),
+            compression=spec.compression,
         )
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AdmissionPolicy,
         BatchPolicy,
         EvictionPolicy,
+        KvCompression,
         PreemptionPolicy,
         RoutingPolicy,
     )
@@ -47,11 +48,28 @@ class ReplicaSpec:
     name: str = "replica"
     usd_per_gpu_hour: float | None = None
     kv_dtype: Dtype = "bf16"
+    compression: KvCompression | None = None
 
     @property
     def kv_block_bytes(self) -> float:
         """Bytes of a KV block on one GPU of the TP group."""
         return kv_block_bytes(self.model, tp=self.tp, kv_dtype=self.kv_dtype, block_size=self.block_size)
+
+    def check(self) -> None:
+        """Raise ConfigError for parts that do not go together."""
+        if self.compression is None:
+            return
+        name = f"--kv-compression {type(self.compression).__name__}"
+        if self.eviction is not None:
+            raise ConfigError(
+                f"{name}: what is kept of a prompt cannot be shared by prefix; add --no-enable-prefix-caching"
+            )
+        if getattr(self.preemption, "mode", "recompute") == "swap":
+            raise ConfigError(f"{name}: cannot be combined with --preemption ...:mode=swap")
+        if self.policy.pads:
+            raise ConfigError(
+                f"{name}: cannot be combined with a padding policy ({type(self.policy).__name__})"
+            )
 
     def swap_space(self) -> SwapSpace | None:
         """Host memory for preempted sequences, if the preemption policy swaps: each GPU over its own PCIe link."""
@@ -101,5 +119,6 @@ class ClusterSpec:
                     f"--max-num-batched-tokens: got {replica.max_num_batched_tokens}, expected at least "
                     f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
                 )
+            replica.check()
         if len(self.replicas) > 1 and self.routing is None:
             raise ConfigError(f"--routing: got none for {len(self.replicas)} replicas, expected a policy")

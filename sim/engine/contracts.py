@@ -154,6 +154,21 @@ class WaitingQueue(Protocol):
     def __len__(self) -> int: ...
 
 
+class KvCompression(Protocol):
+    """Bounds what a sequence holds in the cache and reads of it. Counts are tokens of one sequence.
+
+    cap_tokens      the most it holds while it decodes (None: it grows with what it generates)
+    prefill_window  the most that a prompt token attends to (None: all before it)
+    """
+
+    cap_tokens: int | None
+    prefill_window: int | None
+
+    def kept_tokens(self, prompt_tokens: int) -> int:
+        """Tokens held once a prompt of that length is computed: at most that length, and at most `cap_tokens`."""
+        ...
+
+
 class AdmissionPolicy(Protocol):
     """Decides at the door. One instance a replica; what it turns away is counted as rejected."""
 

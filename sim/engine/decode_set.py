@@ -148,6 +148,14 @@ class DecodeSet:
                 self.late[i : i + 1] = [(time_s, count - 1)] if count > 1 else []
                 return
 
+    def kv_tokens(self, seq: Sequence) -> int:
+        """Tokens that a member holds in the cache."""
+        return seq.decode_offset + self.counter
+
+    def opens_block(self, seq: Sequence) -> bool:
+        """Whether a member's next step takes a new block."""
+        return (seq.decode_offset + self.counter) % self.block_size == 0
+
     # -- what a step needs ------------------------------------------------------------------------------------------
 
     def context_tokens(self) -> tuple[int, ...]:

@@ -173,6 +173,17 @@ class KVCache:
         if left < self.least_available:
             self.least_available = left
 
+    def vacate(self, blocks: int) -> None:
+        """Evict what taking `blocks` next will evict, if that many can be taken at all.
+
+        vLLM V1 gives running sequences their blocks before it looks waiting prompts up: these must not be planned on
+        a prefix that the decodes of the same step are about to overwrite.
+        """
+        short = blocks - self.free
+        if 0 < short <= self.evictable:
+            self._evict(short)
+            self.free = blocks
+
     def _evict(self, blocks: int) -> None:
         eviction = self.eviction
         if eviction is None or blocks > self.evictable:
@@ -237,6 +248,10 @@ class KVCache:
         tokens = found.blocks * self.block_size
         self.hit_tokens += tokens
         return tokens
+
+    def give_back(self, blocks: int) -> None:
+        """Blocks that a running sequence no longer needs are empty."""
+        self.free += blocks
 
     def readmit(self, seq: Sequence, blocks: int) -> None:
         """Take `blocks` for a sequence whose KV comes back from elsewhere: private content, nothing to find or pin."""

@@ -22,6 +22,7 @@ FLAGS = {
     "stepline.cost_models": "--cost-model",
     "stepline.admission_policies": "--admission",
     "stepline.length_predictors": "predictor",
+    "stepline.kv_compressions": "--kv-compression",
 }
 """Entry-point group of each kind of policy and the flag that names one."""
 

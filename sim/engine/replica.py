@@ -19,6 +19,7 @@ from simpy.events import EventPriority
 from stepline.traces.errors import InvariantError, PolicyError
 
 from ..cost.work import StepWork
+from .capped_decode_set import CappedDecodeSet, windowed_pairs
 from .contracts import Plan
 from .decode_set import DecodeSet
 from .kv_cache import KVCache
@@ -30,7 +31,7 @@ from .view import ReplicaView
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
-    from .contracts import AdmissionPolicy, BatchPolicy, PreemptionPolicy, WaitingQueue
+    from .contracts import AdmissionPolicy, BatchPolicy, KvCompression, PreemptionPolicy, WaitingQueue
     from .kv_cache import Match
     from .step_log import GapLog, StepLog
     from .swap import SwapSpace
@@ -92,6 +93,7 @@ class Replica:
         on_done: Callable[[Sequence, int, float, int], None],
         admission: AdmissionPolicy | None = None,
         swap: SwapSpace | None = None,
+        compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
     ) -> None:
         self.env = env
@@ -114,7 +116,12 @@ class Replica:
         self.admission = admission
         self.swap = swap
         self.link = None if swap is None else swap.link
-        self.decode: DecodeSet = DecodeSet(kv.block_size, windows)
+        self.compression = compression
+        self.decode: DecodeSet
+        if compression is None or compression.cap_tokens is None:
+            self.decode = DecodeSet(kv.block_size, windows)
+        else:
+            self.decode = CappedDecodeSet(kv.block_size, windows, compression.cap_tokens)
         make_queue = getattr(policy, "make_queue", None)
         self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
         self.running: dict[Sequence, None] = {}
@@ -228,7 +235,7 @@ class Replica:
         if seq.reserved_blocks:
             total = seq.reserved_blocks
         else:
-            tokens = seq.decode_offset + self.decode.counter if seq.state == DECODING else seq.computed_tokens
+            tokens = self.decode.kv_tokens(seq) if seq.state == DECODING else seq.computed_tokens
             total = self.kv.blocks_for(tokens)
         return total - sum([s.blocks for s in seq.held_segments if s.refs > 1])
 
@@ -286,6 +293,8 @@ class Replica:
             if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
                 self._start_leap(DECODE_ALL, limit)
                 return True
+        if self.paged and self.waiting and self.decode.n:
+            self.kv.vacate(self.decode.blocks_in(1))
         plan = self.policy.plan(self.view)
         if plan.chunks and not plan.preempt:
             self._start_mixed(plan)
@@ -472,6 +481,8 @@ class Replica:
                     rows += 1
         if self.pads:
             total, pairs, kv_tokens = _padded(chunks)
+        if self.compression is not None and self.compression.prefill_window is not None:
+            pairs, kv_tokens = _windowed(chunks, self.compression.prefill_window)
         if total + n > self.limits.max_num_batched_tokens:
             self._check_budget(chunks, n)
         plan.chunks = chunks
@@ -642,10 +653,21 @@ class Replica:
         seq.last_token_s = now
         seq.generated_tokens += 1
         left = self.outputs[seq.index] - seq.generated_tokens
+        kv_tokens = seq.prompt_tokens if self.compression is None else self._compressed(seq, self.compression)
         if left:
-            self.decode.join(seq, seq.prompt_tokens, left, grows=self.grows)
+            self.decode.join(seq, kv_tokens, left, grows=self.grows)
         else:
-            self._depart(seq, seq.prompt_tokens)
+            self._depart(seq, kv_tokens)
+
+    def _compressed(self, seq: Sequence, compression: KvCompression) -> int:
+        """Drop what is not kept of a computed prompt; returns the tokens held."""
+        kept = compression.kept_tokens(seq.prompt_tokens)
+        if not 0 < kept <= seq.prompt_tokens:
+            self._fail(seq, f"{type(compression).__name__} keeps {kept} of {seq.prompt_tokens} tokens")
+        if self.grows:
+            self.kv.give_back(self.kv.blocks_for(seq.prompt_tokens) - self.kv.blocks_for(kept))
+        seq.computed_tokens = kept
+        return kept
 
     def _finish(self) -> None:
         """Those that have emitted their last token leave."""
@@ -773,6 +795,12 @@ def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
 def _is_less(match: Match | None, planned: Match | None) -> bool:
     """Whether a hit has become smaller."""
     return match is not None and planned is not None and match.blocks < planned.blocks
+
+
+def _windowed(chunks: list[tuple[Sequence, int]], window: int) -> tuple[int, int]:
+    """Twice the query-key pairs, and the keys read, of chunks whose tokens see at most `window`."""
+    pairs = sum([windowed_pairs(seq.computed_tokens, c, window) for seq, c in chunks])
+    return 2 * pairs, sum([min(seq.computed_tokens, window) + c for seq, c in chunks])
 
 
 def _padded(chunks: list[tuple[Sequence, int]]) -> tuple[int, int, int]:

@@ -143,5 +143,4 @@ class ReplicaView:
 
     def opens_block(self, seq: Sequence) -> bool:
         """Whether this decoding sequence's next step takes a new block."""
-        decode = self._decode
-        return (seq.decode_offset + decode.counter) % decode.block_size == 0
+        return self._decode.opens_block(seq)

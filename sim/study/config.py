@@ -45,7 +45,7 @@ class RunConfig:
     """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's
     default.
 
-    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`,
+    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`, `kv_compression`,
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
@@ -65,6 +65,7 @@ class RunConfig:
     kv_eviction: str = "lru"
     preemption: str = "last-in"
     admission: str | None = None
+    kv_compression: str | None = None
     routing: str = "round-robin"
     router_scrape_interval: float = 0.0
     engine: str = "vllm-v1"
@@ -72,6 +73,7 @@ class RunConfig:
     calibration: str | None = None
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
+    generation_config: str = "auto"
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     max_model_len: int | None = None
@@ -107,6 +109,7 @@ class RunConfig:
         _check_price(self.usd_per_gpu_hour)
         for name in ("dtype", "kv_cache_dtype"):
             _check_name(name, getattr(self, name), DTYPES)
+        _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
         if self.slo is not None:

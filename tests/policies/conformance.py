@@ -12,6 +12,7 @@ from ..sim.engine_kit import Affine, by_index, run_cluster, spec, trace
 
 BATCH, EVICTION = "stepline.batch_policies", "stepline.eviction_policies"
 PREEMPTION, ADMISSION = "stepline.preemption_policies", "stepline.admission_policies"
+COMPRESSION = "stepline.kv_compressions"
 NEEDS = {"token-bucket": "token-bucket:rate=2"}
 """Policies with a parameter that has no default."""
 TRACE_BLOCK = 8
@@ -63,7 +64,15 @@ def chain(family, shared, request, n_blocks):
 
 
 def simulate(
-    world, policy="chunked", eviction="lru", preemption="last-in", admission=None, *, leaps=True, **kw
+    world,
+    policy="chunked",
+    eviction="lru",
+    preemption="last-in",
+    admission=None,
+    compression=None,
+    *,
+    leaps=True,
+    **kw,
 ):
     """Run a world under policies given by their texts."""
     rows = trace(
@@ -84,6 +93,7 @@ def simulate(
             eviction=plugin_factory(EVICTION, eviction) if world.caching else None,
             preemption=load_plugin(PREEMPTION, preemption),
             admission=None if admission is None else plugin_factory(ADMISSION, admission),
+            compression=None if compression is None else load_plugin(COMPRESSION, compression),
             kv_blocks=world.kv_blocks,
             block_size=4,
             max_num_seqs=world.max_num_seqs,
