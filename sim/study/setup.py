@@ -16,6 +16,7 @@ from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
+from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from ..cost.calibration import Calibration
     from ..cost.specs import EngineProfile, ModelSpec
     from ..cost.work import CostModel
+
+
+COMPRESSIONS = "stepline.kv_compressions"
+"""Entry-point group of token-level KV compression."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +76,18 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
         record_steps=config.record_steps,
         record_blocks=config.record_blocks,
     )
-    return Setup(config, cluster, described, (*notes, *getattr(cost_model, "warnings", ())))
+    return Setup(
+        config, cluster, described, (*_not_modelled(config), *(*notes, *getattr(cost_model, "warnings", ())))
+    )
+
+
+def _not_modelled(config: RunConfig) -> tuple[str, ...]:
+    """What a reader of the result must know: speed and room are modelled, quality is not."""
+    if config.kv_compression is None:
+        return ()
+    return (
+        f"--kv-compression {config.kv_compression}: tokens are dropped; what that does to answers is not modelled",
+    )
 
 
 def _gpu(config: RunConfig) -> tuple[GpuSpec, tuple[str, ...]]:
@@ -133,7 +149,8 @@ def _with_defaults(config: RunConfig, engine: EngineProfile) -> RunConfig:
 def _model(config: RunConfig) -> ModelSpec:
     model: ModelSpec = _named("model", lambda: load_model(config.model))
     dtype = DTYPES[config.dtype]
-    return model if dtype is None else replace(model, weight_dtype=dtype)
+    sampling = chosen_sampling(model.sampling, config.generation_config)
+    return replace(model, weight_dtype=dtype or model.weight_dtype, sampling=sampling)
 
 
 def _max_model_len(config: RunConfig, model: ModelSpec) -> int:
@@ -183,6 +200,7 @@ def _replica(
         kv_blocks=blocks,
         block_size=_known(config.block_size),
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
+        compression=load_plugin(COMPRESSIONS, config.kv_compression) if config.kv_compression else None,
         max_num_seqs=_known(config.max_num_seqs),
         max_num_batched_tokens=_known(config.max_num_batched_tokens),
         max_model_len=_known(config.max_model_len),
