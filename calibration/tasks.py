@@ -239,7 +239,12 @@ def _decode_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
     return np.maximum(flops / compute_peak(gpu, attention_dtype(dtype)), (query + kv) / gpu.hbm_bytes_per_s)
 
 
+_GROUPS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+"""Query heads that share a KV head."""
+
+
 def _prefill_task(mha: bool) -> Task:
+    lengths = (1.0, *_powers(4, 14))
     return Task(
         name="attention_prefill_mha" if mha else "attention_prefill",
         form="p-norm",
@@ -258,13 +263,10 @@ def _prefill_task(mha: bool) -> Task:
             x["kv_heads"],
         ),
         residual=_plan(
-            {
-                "batch": _powers(0, 8),
-                "query_tokens": (1.0, *_powers(4, 14)),
-                "heads": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0),
-            }
-            | ({} if mha else {"kv_heads": _powers(0, 3)}),
-            0.03 if mha else 0.1,
+            {"batch": _powers(0, 8), "query_tokens": lengths, "heads": (*_powers(0, 6), 96.0)}
+            if mha
+            else {"kv_rows": _powers(0, 11), "query_tokens": lengths, "group": _GROUPS},
+            0.03,
         ),
         scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
     )

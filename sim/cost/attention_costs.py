@@ -119,6 +119,9 @@ class PrefillAttention:
         self.peak, self.bandwidth = peak, gpu.hbm_bytes_per_s
         self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
         self._log_factor = self.residual.scalar2() if self.residual is not None else None
+        self._heads = slice_at or {"heads": 1.0, "kv_heads": 1.0}
+        by_kv_head = self.residual is not None and "kv_rows" in self.residual.axes
+        self._rows_per_prompt = self._heads["kv_heads"] if by_kv_head else 1.0
 
     def seconds(
         self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
@@ -145,7 +148,9 @@ class PrefillAttention:
         seconds = compute if joined else self.t0_s + compute
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
-            wanted = seconds * math.exp(self._log_factor(tokens / length, length)) + extra
+            wanted = (
+                seconds * math.exp(self._log_factor(self._rows_per_prompt * tokens / length, length)) + extra
+            )
             floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
             floor_flops = pairs * shape.flops_per_pair + history * shape.expand_flops
             return self.layers * max(wanted, floor_flops / self.peak, floor_bytes / self.bandwidth)
@@ -176,7 +181,8 @@ class PrefillAttention:
         launch_s = np.where(joined, 0.0, self.t0_s)
         split = forms.split_by_largest(launch_s, main, {"compute": compute, "kv_bandwidth": memory})
         if self.residual is not None:
-            features = prefill_features(tokens_1, fresh, 0.0, 0.0)
+            heads = self._heads
+            features = prefill_features(tokens_1, fresh, heads["heads"], heads["kv_heads"])
             split = forms.scaled(split, np.exp(self.residual.log_factor(features)))
         self._add_history(split, pairs - fresh, np.where(fresh < pairs, history, 0.0), expand)
         if self.residual is not None:

@@ -30,10 +30,13 @@ def prefill_features(tokens: Any, pairs: Any, heads: Any, kv_heads: Any) -> dict
     """Chunks as fresh prompts of equal length with the same pairs: s = 2 pairs / tokens - 1, b = tokens / s.
 
     For fresh prompts of one length this is their length and number; a chunk on a long history becomes a fraction of
-    a long prompt, where the residual fades (no published table has a history).
+    a long prompt, where the residual fades (no published table has a history). `kv_rows`: KV heads over all prompts,
+    what a kernel deals to the processors; `group`: query heads that share one.
     """
     length = np.maximum(2.0 * pairs / tokens - 1.0, 1.0)
-    return {"batch": tokens / length, "query_tokens": length, "heads": heads, "kv_heads": kv_heads}
+    batch = tokens / length
+    features = {"batch": batch, "query_tokens": length, "heads": heads, "kv_heads": kv_heads}
+    return features | {"kv_rows": batch * kv_heads, "group": heads / kv_heads}
 
 
 def decode_features(sequences: Any, context: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
@@ -147,7 +150,9 @@ class ResidualGrid:
             values = np.asarray(data["milli_log"], dtype=float) / 1000.0
             fade = float(data["fade"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"{where}: expected axes, axis_order, milli_log, fade: {error!r}") from None
+            raise CalibrationError(
+                f"{where}: expected axes, axis_order, milli_log, fade: {error!r}"
+            ) from None
         if values.shape != tuple(len(knots) for knots in axes.values()) or not np.isfinite(values).all():
             raise CalibrationError(
                 f"{where}.milli_log: got shape {values.shape}, expected finite values on the axes"
