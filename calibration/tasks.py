@@ -213,7 +213,9 @@ def _prefill_work(x: Columns, dtype: str) -> tuple[Array, Array]:
 
 def _prefill_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
     peak = compute_peak(gpu, attention_dtype(dtype))
-    return np.asarray(forms.overlapped_s(*_prefill_work(x, dtype), c, gpu, peak))
+    tokens, group = x["batch"] * x["query_tokens"], x["heads"] / x["kv_heads"]
+    tiles = forms.query_tiles(tokens, x["batch"], x["kv_heads"], group)
+    return np.asarray(forms.tile_walk_s(*_prefill_work(x, dtype), tiles, x["query_tokens"], c, gpu, peak))
 
 
 def _prefill_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
@@ -247,11 +249,20 @@ def _prefill_task(mha: bool) -> Task:
     lengths = (1.0, *_powers(4, 14))
     return Task(
         name="attention_prefill_mha" if mha else "attention_prefill",
-        form="p-norm",
+        form="tile-walk",
         select=_prefill_rows(mha),
         predict=_prefill_s,
         floor=_prefill_floor,
-        starts=({"t0_s": 12.8e-6, "compute_eff": 0.65, "memory_eff": 0.38, "exponent": 1.12},),
+        starts=(
+            {
+                "t0_s": 12.8e-6,
+                "wave_s": 3e-6,
+                "chain_s_per_key": 6e-9,
+                "compute_eff": 0.65,
+                "memory_eff": 0.5,
+                "exponent": 1.2,
+            },
+        ),
         shapes=("batch", "query_tokens", "heads", "kv_heads", "head_dim"),
         group=("heads", "kv_heads"),
         size="query_tokens",

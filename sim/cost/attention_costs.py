@@ -29,7 +29,8 @@ class AttentionShape:
     kv_bytes              keys and values read, a context token
     kv_floor_bytes        the least that must come from memory, a context token (MLA prefill: the latent)
     expand_flops          MLA prefill: up-projection of a cached latent, a history token
-    kv_heads              CTAs a sequence opens in a decode
+    kv_heads              CTAs a sequence opens in a decode; columns of query tiles in a prefill
+    group                 query heads that share a KV head: rows of a query tile a token
     """
 
     flops_per_pair: float
@@ -37,6 +38,7 @@ class AttentionShape:
     kv_bytes: float
     kv_floor_bytes: float
     kv_heads: int
+    group: float = 1.0
     expand_flops: float = 0.0
 
 
@@ -81,6 +83,7 @@ def _plain_shape(heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> Att
         kv_bytes=per_key,
         kv_floor_bytes=per_key,
         kv_heads=kv_heads,
+        group=heads / kv_heads,
     )
 
 
@@ -89,9 +92,10 @@ class PrefillAttention:
 
     `history` names the rule for keys that were cached before the chunk (no published table has such a row):
 
-    - `work`: only the sums count; a chunk on a history costs what a fresh prompt of as many FLOPs and bytes costs.
-    - `split-kv`: the history is streamed flash-decoding style: its FLOPs at the prefill's efficiency and its bytes at
-      the decode kernel's overlap perfectly; only the chunk's own triangle pays as a fresh prompt does.
+    - `work`: a chunk on a history costs what a fresh prompt of as many FLOPs, bytes and keys costs: each query tile
+      walks all keys in series, which binds a short chunk of few heads on a long history.
+    - `split-kv`: the history is split over the processors flash-decoding style: its FLOPs at the prefill's efficiency
+      and its bytes at the decode kernel's overlap perfectly; only the chunk's own triangle pays as a fresh prompt does.
 
     A window caps pairs as if the chunks of the step were of equal length and history (exact for one chunk a step).
     """
@@ -112,6 +116,8 @@ class PrefillAttention:
         c = fit.constants
         self.shape, self.layers, self.window = shape, layers, window
         self.t0_s, self.exponent = c["t0_s"], c["exponent"]
+        self.wave_s, self.chain_s_per_key = c.get("wave_s", 0.0), c.get("chain_s_per_key", 0.0)
+        self.n_sm = gpu.n_sm
         self.flops_per_s = c["compute_eff"] * peak
         self.bytes_per_s = c["memory_eff"] * gpu.hbm_bytes_per_s
         self.history_bytes_per_s = decode_eff * gpu.hbm_bytes_per_s
@@ -140,12 +146,13 @@ class PrefillAttention:
             )
         compute = fresh * shape.flops_per_pair / self.flops_per_s
         memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
-        if compute < memory:
-            compute, memory = memory, compute
-        if self.exponent != math.inf:  # the larger term scaled out, as forms.p_norm does
+        chain = self.chain_s_per_key * streamed / seqs
+        main = max(compute, memory, chain)
+        if self.exponent != math.inf:  # the largest term scaled out, as forms.p_norm does
             p = self.exponent
-            compute *= (1.0 + (memory / compute) ** p) ** (1.0 / p)
-        seconds = compute if joined else self.t0_s + compute
+            main *= ((compute / main) ** p + (memory / main) ** p + (chain / main) ** p) ** (1.0 / p)
+        tiles = seqs * shape.kv_heads * math.ceil(tokens / seqs * shape.group / forms.QUERY_TILE)
+        seconds = main + self.wave_s * max(tiles / self.n_sm - 1.0, 0.0) + (0.0 if joined else self.t0_s)
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
             wanted = (
@@ -177,9 +184,12 @@ class PrefillAttention:
             streamed = np.where(history > 0, tokens_1, kv_tokens)
         compute = fresh * shape.flops_per_pair / self.flops_per_s
         memory = (tokens_1 * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
-        main = forms.p_norm(self.exponent, compute, memory)
-        launch_s = np.where(joined, 0.0, self.t0_s)
-        split = forms.split_by_largest(launch_s, main, {"compute": compute, "kv_bandwidth": memory})
+        chain = self.chain_s_per_key * streamed / seqs_1
+        main = forms.p_norm(self.exponent, compute, memory, chain)
+        tiles = forms.query_tiles(tokens_1, seqs_1, shape.kv_heads, shape.group)
+        launch_s = self.wave_s * forms.tile_waves(tiles, self.n_sm) + np.where(joined, 0.0, self.t0_s)
+        terms = {"compute": compute, "kv_bandwidth": memory, "latency": chain}
+        split = forms.split_by_largest(launch_s, main, terms)
         if self.residual is not None:
             heads = self._heads
             features = prefill_features(tokens_1, fresh, heads["heads"], heads["kv_heads"])

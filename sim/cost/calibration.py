@@ -29,6 +29,7 @@ ENTRY_POINT_GROUP = "stepline.calibrations"
 FORMS: dict[str, tuple[str, ...]] = {
     "k-chain": ("t0_s", "compute_eff", "memory_eff", "chain_s_per_k", "exponent"),
     "p-norm": ("t0_s", "compute_eff", "memory_eff", "exponent"),
+    "tile-walk": ("t0_s", "wave_s", "chain_s_per_key", "compute_eff", "memory_eff", "exponent"),
     "fused-moe": ("t0_s", "compute_eff", "memory_eff", "activation_eff", "exponent"),
     "waves": ("t0_s", "wave_s", "memory_eff"),
     "launch-bytes": ("t0_s", "memory_eff"),
@@ -39,8 +40,8 @@ FORMS: dict[str, tuple[str, ...]] = {
 KERNEL_FORMS: dict[str, str] = {
     "gemm": "k-chain",
     "gemm_serving": "k-chain",
-    "attention_prefill": "p-norm",
-    "attention_prefill_mha": "p-norm",
+    "attention_prefill": "tile-walk",
+    "attention_prefill_mha": "tile-walk",
     "attention_decode": "waves",
     "attention_decode_mha": "waves",
     "attention_decode_serving": "waves",
@@ -59,6 +60,10 @@ KERNEL_FORMS: dict[str, str] = {
 `_serving`: as in a running engine, operands from memory (see `calibration.tasks_serving`).
 Collectives carry the number of GPUs at the end of the name: `all_reduce_8`.
 """
+
+
+SIMPLER_FORMS: dict[str, str] = {"attention_prefill": "p-norm", "attention_prefill_mha": "p-norm"}
+"""Forms that a kernel's fullest form contains, its missing constants being 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +237,7 @@ def _kernel_from_dict(name: str, data: Any, where: str) -> KernelFit:
         raise CalibrationError(f"{where}: got {type(data).__name__}, expected an object")
     _known(data, _KERNEL_KEYS, where)
     form = data.get("form")
-    if form != KERNEL_FORMS[family]:
+    if form not in (KERNEL_FORMS[family], SIMPLER_FORMS.get(family)):
         raise CalibrationError(f"{where}.form: got {form!r}, expected {KERNEL_FORMS[family]!r}")
     constants = _numbers(data.get("constants"), f"{where}.constants")
     _check_constants(form, constants, f"{where}.constants")

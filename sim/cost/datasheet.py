@@ -18,6 +18,14 @@ _CONSTANTS: dict[str, dict[str, float]] = {
         "exponent": math.inf,
     },
     "p-norm": {"t0_s": 0.0, "compute_eff": 1.0, "memory_eff": 1.0, "exponent": math.inf},
+    "tile-walk": {
+        "t0_s": 0.0,
+        "wave_s": 0.0,
+        "chain_s_per_key": 0.0,
+        "compute_eff": 1.0,
+        "memory_eff": 1.0,
+        "exponent": math.inf,
+    },
     "fused-moe": {
         "t0_s": 0.0,
         "compute_eff": 1.0,

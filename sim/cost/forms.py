@@ -129,6 +129,33 @@ def overlapped(flops: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: float,
     return split_by_largest(c["t0_s"], main, {"compute": compute, memory_bound: memory})
 
 
+QUERY_TILE = 128
+"""Rows of a query tile of FlashAttention-3: tokens times the query heads that share a KV head."""
+
+
+def query_tiles(tokens: Any, sequences: Any, kv_heads: Any, group: Any) -> Any:
+    """CTAs of a prefill: b K ⌈s (H / K) / 128⌉ for b chunks of s tokens."""
+    return sequences * kv_heads * np.ceil(tokens / sequences * group / QUERY_TILE)
+
+
+def tile_waves(tiles: Any, n_sm: int) -> Any:
+    """Rounds of CTAs beyond the first, tiles / SMs - 1, at least 0."""
+    return np.maximum(tiles / n_sm - 1.0, 0.0)
+
+
+def tile_walk_s(
+    flops: Any, bytes_: Any, tiles: Any, keys: Any, c: Constants, gpu: GpuSpec, peak: float
+) -> Any:
+    """Prefill attention: t0 + wave · (tiles / SMs - 1) + (tc^p + tm^p + tk^p)^(1/p), tk = chain_s_per_key · keys.
+
+    tk is the walk of one query tile over the keys of its sequence, in series: what a short prompt on few heads waits
+    for while most processors idle; `wave_s` is what each further round of tiles costs to start and end.
+    """
+    walk = c["chain_s_per_key"] * keys
+    main = p_norm(c["exponent"], *overlapped_terms(flops, bytes_, c, gpu, peak), walk)
+    return c["t0_s"] + c["wave_s"] * tile_waves(tiles, gpu.n_sm) + main
+
+
 def fused_moe_terms(
     flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float
 ) -> tuple[Any, Any]:

@@ -27,7 +27,14 @@ from stepline.traces.errors import CalibrationError
 GPU = load_gpu("h100-sxm")
 TRUTH = {
     "gemm": {"t0_s": 3e-6, "compute_eff": 0.7, "memory_eff": 0.8, "chain_s_per_k": 1.5e-9, "exponent": 2.0},
-    "attention_prefill": {"t0_s": 1e-5, "compute_eff": 0.6, "memory_eff": 0.3, "exponent": 1.3},
+    "attention_prefill": {
+        "t0_s": 1e-5,
+        "wave_s": 2e-6,
+        "chain_s_per_key": 5e-9,
+        "compute_eff": 0.6,
+        "memory_eff": 0.3,
+        "exponent": 1.3,
+    },
     "attention_decode": {"t0_s": 1.1e-5, "wave_s": 3e-6, "memory_eff": 0.9},
     "moe": {"t0_s": 3e-5, "compute_eff": 0.5, "memory_eff": 0.9, "activation_eff": 0.3, "exponent": 2.0},
 }
