@@ -98,6 +98,7 @@ def powers(low: float, high: float, step: float = 1.0) -> tuple[float, ...]:
 
 
 def plan(knots: Mapping[str, tuple[float, ...]], stiffness: float, pull: float = 3e-3) -> ResidualPlan:
+    """A residual grid with the same stiffness along every axis."""
     return ResidualPlan(knots, dict.fromkeys(knots, stiffness), pull)
 
 
@@ -106,6 +107,5 @@ M_REGIMES = (16.0, 256.0, 4096.0)
 
 
 def aliases(dtype: str) -> tuple[str, ...]:
-    """Names under which a table may hold a weight dtype: fp16 rows stand for bf16."""
     """Names under which a table may hold a weight dtype: fp16 rows stand for bf16."""
     return ("bf16", "fp16") if dtype == "bf16" else (dtype,)
