@@ -16,17 +16,18 @@ examples:
   simulate --trace chat.jsonl --model llama-3.1-70b --gpu h200 --tp 2,4 --slo 'ttft_p99<0.5,tpot_p99<50ms'
   simulate --trace chat.jsonl --policy my_policy.py:MyPolicy:budget=512 --json | jq .ttft_s.p99
 
-load       --trace FILE  --trace-format NAME  --replay open|closed  --rate-scale X  --rate-scale-mode sessions|compress
+load       --trace FILE  --trace-format NAME  --hash-block-size TOKENS  --request-rate PER_S  --spread-quantum
+           --replay open|closed  --rate-scale X  --rate-scale-mode sessions|compress
            --max-concurrency N  --client-timeout S  --slo LIMITS|mlperf:NAME  --seed N
 hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --replicas N  --dtype FORMAT
-           --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE
-           --usd-per-gpu-hour USD
-scheduling --policy NAME|module:Class[:k=v,...] --engine NAME --preemption NAME --admission NAME
+           --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE  --usd-per-gpu-hour USD
+scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --preemption NAME  --admission NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
-fleet      --routing NAME|module:Class[:k=v,...]  --router-scrape-interval S
+           --generation-config NAME  --routing NAME  --router-scrape-interval S  --vllm-args 'FLAGS OF A SERVER'
 KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-caching  --block-size N
            --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
-results    --out DIR  --report [FILE]  --no-save  --record-steps  --json  --quiet  --vllm-bench-json FILE
+results    --out DIR  --no-save  --record-steps  --uncertainty [DRAWS]  --json  --quiet
+files      --report [FILE]  --vllm-bench-json FILE  --prometheus FILE  --perfetto FILE
 
 A hardware, scheduling or KV cache option takes several values: repeat it, or use commas.
 --help-all explains every option and its default."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,9 @@ def add_run_options(parser: Parser) -> None:
         if title == "KV cache":
             group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None,
                                help="reuse blocks of equal prefixes (engine's: on)")  # fmt: skip
+    group = parser.add_argument_group("import")
+    group.add_argument("--vllm-args", metavar="FLAGS", help="settings from the flags of a vLLM server, in quotes; "
+                       "a flag given here wins over them")  # fmt: skip
     parser.add_argument_group("price").add_argument(
         "--usd-per-gpu-hour", type=number, metavar="USD", help="price of a GPU hour (the GPU table's)"
     )
@@ -126,6 +130,7 @@ def run_configs(args: argparse.Namespace) -> dict[str, RunConfig]:
 
 def choices_of(args: argparse.Namespace, *, unique: bool = True) -> dict[str, list[Any]]:
     """Values by setting, for the flags that were given; if `unique`, repeated values count once."""
+    args = with_vllm_args(args)
     choices: dict[str, list[Any]] = {}
     for name, convert, *_ in (*_SCHEDULING, *_MODEL, *_MEMORY):
         key = name.replace("-", "_")
@@ -162,8 +167,29 @@ def _check_count(choices: dict[str, list[Any]]) -> None:
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Settings that all runs of a call share."""
+    args = with_vllm_args(args)
     shared = {name: getattr(args, name) for name in _SINGLE}
-    return {**shared, "record_steps": getattr(args, "record_steps", False)}
+    recorded = {name: bool(getattr(args, name, False)) for name in ("record_steps", "record_blocks")}
+    return {**shared, **recorded}
+
+
+def with_vllm_args(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with what `--vllm-args` says filled in where no flag of ours was given."""
+    if getattr(args, "vllm_args", None) is None:
+        return args
+    from .vllm_args import imported
+
+    found = imported(args.vllm_args)
+    absent: dict[str, Any] = {
+        name: [text] for name, text in found.settings.items() if getattr(args, name) is None
+    }
+    if args.enable_prefix_caching is None:
+        absent["enable_prefix_caching"] = found.prefix_caching
+    if found.passed_over and not getattr(args, "quiet", False):
+        text = "without effect on a simulation"
+        print(f"simulate: --vllm-args: {', '.join(found.passed_over)}: {text}", file=sys.stderr)
+    vars(args).update(absent, vllm_args=None)
+    return args
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -114,15 +114,6 @@ def _comparison_manifest(comparison: Any, folders: Mapping[str, str], command: s
     }
 
 
-def write_vllm_bench(result: RunResult, path: Path) -> None:
-    """Write `--vllm-bench-json`, whole or not at all."""
-    from stepline.sim.report.vllm_bench import vllm_bench
-
-    from .report import write_whole
-
-    write_whole(path, json_bytes(vllm_bench(result)))
-
-
 def print_view(content: Any, results: Mapping[str, RunResult]) -> None:
     """Print the tables of a run or comparison on stdout."""
     from stepline.sim.report.terminal import comparison_view, run_view

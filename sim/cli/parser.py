@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or name the first unknown argument and the flag it resembles."""
-        found, unknown = self.parse_known_args(args, namespace)
+        found, unknown = self.parse_known_args(_joined(args), namespace)
         if unknown:
             self.error(self._unknown(unknown[0]))
         return found
@@ -38,6 +38,18 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """All long flags."""
         return [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+
+
+VERBATIM = "--vllm-args"
+"""A flag whose value is itself made of flags."""
+
+
+def _joined(args: Any) -> Any:
+    """Arguments with the value of `VERBATIM` joined to it, so that its own dashes are not taken for flags."""
+    if args is None or VERBATIM not in args[:-1]:
+        return args
+    place = list(args).index(VERBATIM)
+    return [*args[:place], f"{VERBATIM}={args[place + 1]}", *args[place + 2 :]]
 
 
 def integer(text: str) -> int:

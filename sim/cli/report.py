@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError, nearest
 
+from .files import check_parent, draft_of, write_whole
 from .parser import Parser
 
 if TYPE_CHECKING:
     from stepline.sim.report.comparison_tables import ComparisonTables
     from stepline.sim.report.run_tables import RunTables
 
-FORMATS = ("html", "md", "svg", "png")
+FORMATS = ("html", "md", "svg", "png", "perfetto")
 
 _EPILOG = """\
 examples:
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     elif args.format == "html":
         place = write_page(tables, args.out or _page_place(args.directories, tables))
         _say(args, place)
+    elif args.format == "perfetto":
+        _say(args, _write_timeline(args.directories, args.out))
     else:
         place = args.out or args.directories[0] / "charts"
         count = write_pictures(tables, place, args.format, args.theme, args.charts)
@@ -98,24 +100,6 @@ def write_page(tables: RunTables | ComparisonTables, path: Path) -> Path:
     return path
 
 
-def check_parent(path: Path, flag: str) -> None:
-    """Refuse a file whose directory is not there. Raises `ConfigError`."""
-    if path.is_dir():
-        raise ConfigError(f"{flag}: {path} is a directory, expected a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{flag}: no directory {str(path.parent)!r}")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _write_markdown(tables: RunTables | ComparisonTables, out: Path | None) -> None:
     from stepline.sim.report.markdown import comparison_markdown, run_markdown
     from stepline.sim.report.run_tables import RunTables
@@ -126,6 +110,28 @@ def _write_markdown(tables: RunTables | ComparisonTables, out: Path | None) -> N
     else:
         check_parent(out, "--out")
         write_whole(out, text.encode())
+
+
+def _write_timeline(directories: Sequence[Path], out: Path | None) -> Path:
+    """Stream the recorded steps of one run into a timeline."""
+    from stepline.sim.report.perfetto import write_perfetto
+    from stepline.sim.report.run_tables import read_run, step_parts
+
+    if len(directories) > 1:
+        raise ConfigError(f"--format perfetto: holds one run, got {len(directories)} directories")
+    tables = read_run(directories[0])
+    if tables.chunks is None:
+        raise ConfigError(f"{directories[0]}: holds no steps; simulate it with --record-steps")
+    place = out or directories[0] / "timeline.json.gz"
+    check_parent(place, "--out")
+    draft = draft_of(place)
+    try:
+        parts = step_parts(directories[0])
+        write_perfetto(draft, tables.requests, parts, tables.chunks, tables.preemptions)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+    return place
 
 
 def write_pictures(

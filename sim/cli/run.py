@@ -6,6 +6,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
+    from .files import add_file_options
     from .options import add_run_options, add_trace_options
 
     parser = Parser(prog="simulate", add_help=False, description="Replay a trace on a simulated LLM server.")
@@ -49,14 +51,11 @@ def _parser() -> Parser:
     group.add_argument("--out", type=Path, metavar="DIR", help="directory to write (results/runs/<name>)")
     group.add_argument("--no-save", action="store_true", help="write no directory")
     group.add_argument("--record-steps", action="store_true", help="keep every step (steps.parquet)")
-    group.add_argument("--report", nargs="?", const="", metavar="FILE",
-                       help="also one HTML page: FILE, or report.html in the directory")  # fmt: skip
+    add_file_options(group)
     group.add_argument("--uncertainty", type=integer, nargs="?", const=20, metavar="DRAWS",
                        help="intervals from runs on DRAWS (20) other kernel constants that the data allow")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print the summary as JSON in place of tables")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument("--vllm-bench-json", type=Path, metavar="FILE",
-                       help="also write the fields of vllm bench serve --save-result (one run)")  # fmt: skip
     group.add_argument("--version", action="store_true", help="print the version")
     group.add_argument("--help", action="store_true", help="a short help")
     group.add_argument("--help-all", action="store_true", help="this help")
@@ -68,8 +67,10 @@ def _simulate(args: Namespace, command: list[str]) -> int:
 
     if args.trace is None:
         raise ConfigError("--trace: expected a file of requests, e.g. --trace traces/samples/chat.jsonl")
-    configs = run_configs(args)
-    _check_outputs(args, configs)
+    configs = {
+        label: replace(config, **_recorded(args, config)) for label, config in run_configs(args).items()
+    }
+    _check_outputs(args, list(configs))
     if args.uncertainty is not None and len(configs) > 1:
         raise ConfigError(f"--uncertainty: speaks of one run, got {len(configs)} ({', '.join(configs)})")
     trace = _trace(args, configs)
@@ -78,31 +79,26 @@ def _simulate(args: Namespace, command: list[str]) -> int:
     return 0
 
 
-_ONE_RUN = ("vllm_bench_json",)
-"""Files that hold one run."""
-
-
-def _check_outputs(args: Namespace, configs: dict[str, RunConfig]) -> None:
+def _check_outputs(args: Namespace, labels: list[str]) -> None:
     """Refuse what could not be written before anything is simulated."""
+    from .files import check_files
+
     if args.no_save:
         for flag in ("out", "record_steps"):
             if getattr(args, flag):
                 raise ConfigError(f"--no-save: cannot be combined with --{flag.replace('_', '-')}")
-        if args.report == "":
-            raise ConfigError("--report: with --no-save, expected a file to write: --report FILE")
+    check_files(args, labels)
     if args.out is not None:
         from stepline.sim.report.run_dir import check_target
 
         check_target(args.out)
-    for name in ("report", *_ONE_RUN):
-        path = getattr(args, name)
-        if path:
-            from .report import check_parent
 
-            check_parent(Path(path), f"--{name.replace('_', '-')}")
-            if name in _ONE_RUN and len(configs) > 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag}: holds one run, got {len(configs)} ({', '.join(configs)})")
+
+def _recorded(args: Namespace, config: RunConfig) -> dict[str, Any]:
+    """What is recorded: what was asked for, and what the files need."""
+    from .files import needs
+
+    return {name: getattr(config, name) or needed for name, needed in needs(args).items()}
 
 
 def _trace(args: Namespace, configs: dict[str, RunConfig]) -> Trace:
@@ -149,7 +145,8 @@ def _output(
     args: Namespace, results: dict[str, RunResult], command: list[str], uncertainty: dict[str, Any] | None
 ) -> None:
     """Tables first: they are there before the files are."""
-    from .output import page_text, print_place, print_view, save, write_vllm_bench
+    from .files import write_files
+    from .output import print_place, print_view, save
 
     content = _content(results)
     if uncertainty is not None:
@@ -160,14 +157,9 @@ def _output(
         sys.stdout.write(json_bytes(_as_json(content)).decode())
     elif not args.quiet:
         print_view(content, results)
-    if args.vllm_bench_json is not None:
-        write_vllm_bench(next(iter(results.values())), args.vllm_bench_json)
-    if args.report:
-        from .report import write_whole
-
-        write_whole(Path(args.report), page_text(content, results, shlex.join(command)).encode())
+    write_files(args, content, results, shlex.join(command))
     if not args.no_save:
-        report = args.report is not None
+        report = args.report == ""
         directory = save(content, results, args.out, args.trace, command, report=report)
         if not args.quiet and not args.json:
             print_place(directory)

@@ -111,7 +111,7 @@ class StepBins:
         """
         parts = [self._grid_frame(what) for what in self.grids] + [self._roofline_frame()]
         parts = [part for part in parts if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(FRAME_COLUMNS))
+        return pd.concat(parts, ignore_index=True) if parts else empty_frame()
 
     def _grid_frame(self, what: str) -> pd.DataFrame:
         steps, seconds = self.grids[what]
@@ -126,6 +126,12 @@ class StepBins:
         t, x, y = cells // 1_000_000, cells // 1000 % 1000, cells % 1000
         middle_x, middle_y = bin_middle(x, "intensity"), bin_middle(y, "flops")
         return _frame(("roofline", t * self.width_s, middle_x, middle_y, sums[:, 0], sums[:, 1]))
+
+
+def empty_frame() -> pd.DataFrame:
+    """A table of no cells, with the columns and types of others."""
+    types = {name: object if name == "what" else np.float64 for name in FRAME_COLUMNS}
+    return pd.DataFrame({name: np.empty(0, kind) for name, kind in types.items()})
 
 
 def _frame(columns: tuple[object, ...]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from ..engine.step_bins import (
     PER_DECADE,
     TIME_BINS,
     bin_middle,
+    empty_frame,
     log_bin,
 )
 from .metrics import GapRows
@@ -32,7 +33,7 @@ def gap_bins(gaps: Gaps) -> pd.DataFrame:
     """
     kept = (gaps.n > 0) & (gaps.weight > 0)
     if not kept.any():
-        return pd.DataFrame(columns=list(FRAME_COLUMNS))
+        return empty_frame()
     at_s = gaps.at_s[kept]
     width = _width_s(float(at_s.max()))
     rows = GapRows.of(gaps)

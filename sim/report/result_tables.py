@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from stepline.sim.engine.result import STATUSES, RunResult
 
-from ..engine.step_bins import FRAME_COLUMNS
+from ..engine.step_bins import empty_frame
 from .gap_bins import gap_bins
 
 
@@ -38,7 +38,7 @@ _REQUEST_COLUMNS = (
 def histogram_table(result: RunResult) -> pd.DataFrame:
     """`histograms.parquet`: the step bins of the run and, as `what` = "itl", its inter-token gaps."""
     parts = [part for part in (result.totals.step_bins, gap_bins(result.gaps)) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(FRAME_COLUMNS))
+    return pd.concat(parts, ignore_index=True) if parts else empty_frame()
 
 
 def preemption_table(result: RunResult) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,21 @@ def read_run(directory: Path, label: str | None = None) -> RunTables:
         preemptions=_parquet(directory / "preemptions.parquet"),
         chunks=_parquet(directory / "chunks.parquet") if (directory / "chunks.parquet").exists() else None,
     )
+
+
+def step_parts(directory: Path) -> Iterator[pd.DataFrame]:
+    """The recorded steps of a run directory, some at a time. Raises `ConfigError` where there are none."""
+    import pyarrow.parquet as pq
+
+    path = directory / "steps.parquet"
+    if not path.exists():
+        raise ConfigError(f"{directory}: holds no steps; simulate it with --record-steps")
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_STEPS_AT_ONCE):
+            yield batch.to_pandas()
+
+
+_STEPS_AT_ONCE = 50_000
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""`--vllm-args "…"`: the flags of a running vLLM server, taken over as settings.
+
+Names are those of `vllm serve` (EngineArgs). What shapes scheduling, memory or kernels is taken over; what only concerns
+the HTTP side is passed over and named; what changes performance in a way that is not simulated is refused.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from stepline.traces.errors import ConfigError, nearest
+
+TAKEN = {
+    "model": "model",
+    "tensor-parallel-size": "tensor_parallel_size",
+    "data-parallel-size": "replicas",
+    "dtype": "dtype",
+    "quantization": "dtype",
+    "kv-cache-dtype": "kv_cache_dtype",
+    "max-num-batched-tokens": "max_num_batched_tokens",
+    "max-num-seqs": "max_num_seqs",
+    "max-model-len": "max_model_len",
+    "long-prefill-token-threshold": "long_prefill_token_threshold",
+    "block-size": "block_size",
+    "gpu-memory-utilization": "gpu_memory_utilization",
+    "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "generation-config": "generation_config",
+    "scheduling-policy": "policy",
+}
+"""Flags with a value: the setting that each becomes."""
+
+SHORT = {
+    "-tp": "tensor-parallel-size",
+    "-dp": "data-parallel-size",
+    "-q": "quantization",
+    "-pp": "pipeline-parallel-size",
+}
+
+SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
+"""Flags without a value; each also has a `--no-` form."""
+
+PASSED_OVER = {
+    "host", "port", "api-key", "served-model-name", "trust-remote-code", "download-dir", "load-format", "revision",
+    "tokenizer", "tokenizer-mode", "tokenizer-revision", "chat-template", "enable-auto-tool-choice", "tool-call-parser",
+    "reasoning-parser", "disable-log-requests", "enable-log-requests", "disable-log-stats", "uvicorn-log-level",
+    "root-path", "ssl-keyfile", "ssl-certfile", "allowed-origins", "response-role", "max-log-len", "seed",
+    "hf-token", "hf-overrides", "otlp-traces-endpoint", "distributed-executor-backend", "api-server-count",
+}  # fmt: skip
+"""Flags that do not change what the engine computes or when."""
+
+_VALUELESS = {
+    "trust-remote-code", "enable-auto-tool-choice", "disable-log-requests", "enable-log-requests", "disable-log-stats",
+}  # fmt: skip
+
+REFUSED = {
+    "pipeline-parallel-size": "pipeline parallelism is not simulated",
+    "enforce-eager": "eager mode is not simulated: steps are priced with CUDA graphs",
+    "speculative-config": "speculative decoding is not simulated",
+    "enable-expert-parallel": "expert parallelism is not simulated",
+    "enable-lora": "LoRA is not simulated",
+    "cpu-offload-gb": "weights in host memory are not simulated",
+    "kv-transfer-config": "KV transfer between servers is not simulated",
+    "kv-offloading-size": "KV offloading is not simulated",
+    "max-num-partial-prefills": "concurrent partial prefills are not simulated",
+    "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
+}
+"""Flags that change performance in ways that are not simulated, with what to say."""
+
+_QUANTIZATION = {
+    "fp8": "fp8", "awq": "int4", "awq_marlin": "int4", "gptq": "int4", "gptq_marlin": "int4", "nvfp4": "fp4",
+    "modelopt_fp4": "fp4", "modelopt": "fp8", "w8a8_int8": "int8",
+}  # fmt: skip
+_POLICIES = {"fcfs": "chunked", "priority": "priority"}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """`settings` as texts by name of the setting; `prefix_caching`; `passed_over`: flags without effect here."""
+
+    settings: dict[str, str]
+    prefix_caching: bool | None
+    passed_over: tuple[str, ...]
+
+
+def imported(text: str) -> Imported:
+    """Read a server's command line, with or without `vllm serve` in front.
+
+    Raises:
+        ConfigError: a flag that vLLM does not have (with the nearest), one that is not simulated, a missing value.
+    """
+    words = _words(text)
+    settings: dict[str, str] = {}
+    passed_over: list[str] = []
+    caching: bool | None = None
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            settings["model"] = word
+            continue
+        name, value = _split(word)
+        if name.removeprefix("no-") in SWITCHES:
+            caching = _switch(name, caching)
+        elif name in TAKEN:
+            settings |= _setting(name, value if value is not None else _value(name, words))
+        elif name in PASSED_OVER:
+            passed_over.append(f"--{name}")
+            if value is None and name not in _VALUELESS:
+                _value(name, words)
+        else:
+            _refuse(name, value if value is not None or not words else words[0])
+            if value is None:
+                words.pop(0)
+    return Imported(settings, caching, tuple(passed_over))
+
+
+def _words(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--vllm-args: {error} in {text!r}") from None
+    if words[:1] == ["vllm"]:
+        words = words[1:]
+    return words[1:] if words[:1] == ["serve"] else words
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    """The flag's long name with dashes, and its value if it came with `=`."""
+    flag, sign, value = word.partition("=")
+    name = SHORT.get(flag, flag.lstrip("-").replace("_", "-"))
+    return name, value if sign else None
+
+
+def _value(name: str, words: list[str]) -> str:
+    if not words or words[0].startswith("--"):
+        raise ConfigError(f"--vllm-args: --{name}: expected a value")
+    return words.pop(0)
+
+
+def _switch(name: str, caching: bool | None) -> bool | None:
+    on = not name.startswith("no-")
+    switch = name.removeprefix("no-")
+    if switch == "enable-prefix-caching":
+        return on
+    if not on:
+        raise ConfigError(
+            f"--vllm-args: --{name}: not simulated; --policy and --engine say how steps are planned"
+        )
+    return caching
+
+
+def _setting(name: str, value: str) -> dict[str, str]:
+    if name == "quantization":
+        return {"dtype": _named(name, value, _QUANTIZATION)}
+    if name == "scheduling-policy":
+        return {"policy": _named(name, value, _POLICIES)}
+    if name == "max-model-len" and value.endswith("K"):  # vLLM: 1k is 1000, 1K is 1024
+        value = str(int(float(value[:-1]) * 1024))
+    return {TAKEN[name]: value}
+
+
+def _named(name: str, value: str, known: dict[str, str]) -> str:
+    if value not in known:
+        raise ConfigError(f"--vllm-args: --{name}: got {value!r}{nearest(value, known)}")
+    return known[value]
+
+
+def _refuse(name: str, value: str | None) -> None:
+    if name == "pipeline-parallel-size" and value == "1":
+        return
+    if name in REFUSED:
+        raise ConfigError(f"--vllm-args: --{name}: {REFUSED[name]}")
+    known = {*TAKEN, *SWITCHES, *PASSED_OVER, *REFUSED}
+    hint = nearest(name, known).split(" (known:", 1)[0]
+    raise ConfigError(f"--vllm-args: unknown flag --{name}{hint}")
