@@ -48,7 +48,8 @@ def spare_block_need(view: Any, gone: set[Sequence]) -> int:
     """Blocks a decode step needs under "a sequence is appended to only while a block is free".
 
     Decodes are taken in order of admission and each wants one free block whether it opens one or not, so one must be
-    left over unless the last of them opens it; a lone sequence may use the last block. Source: vLLM V0 `BlockSpaceManager.can_append_slots`, and the replica
+    left over unless the last of them opens it; a lone sequence may use the last block. Source: vLLM V0
+    `BlockSpaceManager.can_append_slots`, and the replica
     schedulers of the Vidur simulator.
     """
     decoding = [seq for seq in view.newest_first() if view.decodes(seq) and seq not in gone]
