@@ -241,7 +241,7 @@ class _Run:
             preemptions=self.lives.preemption_table(),
             chunks=self.lives.chunk_table(),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
-            trace_columns={k: v for k, v in self.trace.columns.items() if k != "observed"},
+            trace_columns=dict(self.trace.columns),
         )
 
     def _steps(self) -> pd.DataFrame | None:
