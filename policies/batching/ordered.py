@@ -50,9 +50,41 @@ class OrderedPolicy(ChunkedPolicy):
         if self.moves:
             plan = replace(plan, ask_every_step=True)
         head = next(iter(view.waiting))
-        if any([seq is head for seq, _ in plan.chunks]):
+        if any([seq is head for seq, _ in plan.chunks]) or not self._lacks_room(view, head, plan.chunks):
             return plan
         return self._displace(view, head) or plan
+
+    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
+        """As `chunked`; a preemptive order goes by rank, and leaves the budget that the first who waits comes before."""
+        if not self.preemptive or not view.n_waiting:
+            return super()._continue_prompts(view, gone)
+        order = view.waiting.order
+        head = next(iter(view.waiting))
+        rank, wanted = order.key(head), head.prompt_tokens - view.cached_tokens(head)
+        if self._lacks_room(view, head, []):
+            wanted = 0
+        budget = view.max_num_batched_tokens - view.n_decoding
+        cap = view.long_prefill_token_threshold or budget
+        chunks: Chunks = []
+        for seq in sorted(view.prefilling, key=order.key):
+            if wanted and order.key(seq) > rank:
+                budget, wanted = budget - wanted, 0
+            tokens = min(seq.uncomputed_tokens, budget, cap)
+            if tokens > 0 and seq not in gone:
+                chunks.append((seq, tokens))
+                budget -= tokens
+        return chunks
+
+    def _lacks_room(self, view: Any, head: Sequence, chunks: Chunks) -> bool:
+        """Whether `head` lacks a seat or KV for a first chunk beside `chunks` (and not just tokens of the budget)."""
+        if view.n_running >= view.max_num_seqs:
+            return True
+        budget = view.max_num_batched_tokens - view.n_decoding
+        tokens = min(
+            head.prompt_tokens - view.cached_tokens(head), view.long_prefill_token_threshold or budget, budget
+        )
+        free = view.free_blocks - view.decode_blocks - sum([view.blocks_needed(s, c) for s, c in chunks])
+        return bool(view.blocks_needed(head, max(tokens, 1)) > free)
 
     def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
         """As `chunked`; an arrival may rank before what is blocked, so only a full house is deaf."""
