@@ -23,7 +23,7 @@ from .titles import file_stem, subtitle, trace_text
 
 _SECTIONS = {
     "latency": "Latency",
-    "observed": "Measured and simulated",
+    "observed": "Before and after",
     "load": "Load over time",
     "steps": "Steps",
     "slowest": "Slowest requests",
@@ -32,7 +32,7 @@ _SECTIONS = {
 
 def run_page(run: RunTables) -> str:
     """The report of one run."""
-    body = parts.latency_section(run.summary) + parts.provenance([run])
+    body = parts.latency_section(run.summary) + parts.observed_section(run.summary) + parts.provenance([run])
     return _page([run], f"{run.label}: {trace_text(run.config)}", parts.verdict_card(run.summary), body)
 
 

@@ -123,6 +123,19 @@ def latency_section(summary: Summary) -> str:
     return _section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>", time)
 
 
+def observed_section(summary: Summary) -> str:
+    """Statistics as measured and as simulated, over the requests that were measured."""
+    if "observed" not in summary:
+        return ""
+    head = "".join(f"<th>{name.replace('_', '.')}</th>" for name in STATISTICS)
+    rows = ""
+    for key, found in summary["observed"].items():
+        for source in ("measured", "simulated"):
+            cells = "".join(f"<td>{seconds_text(found[source][name])}</td>" for name in STATISTICS)
+            rows += f"<tr><td>{key.removesuffix('_s').upper()} {source}</td>{cells}</tr>"
+    return _section("Measured and simulated", f"<table><tr><th></th>{head}</tr>{rows}</table>")
+
+
 def side_by_side_section(comparison: ComparisonTables) -> str:
     """Figures of all runs, best first, the best value of a row bold."""
     summaries = [run.summary for run in comparison.ranked]

@@ -8,6 +8,7 @@ from stepline.sim.engine.result import STATUSES, RunResult
 
 from ..engine.step_bins import empty_frame
 from .gap_bins import gap_bins
+from .observed import measured
 
 
 def request_table(result: RunResult) -> pd.DataFrame:
@@ -24,6 +25,9 @@ def request_table(result: RunResult) -> pd.DataFrame:
         **{name: rows[name] for name in _REQUEST_COLUMNS},
         "status": np.array(STATUSES, dtype=object)[rows["status"].to_numpy(np.int64)],
     }
+    index = rows["request_index"].to_numpy()
+    for metric, seconds in measured(result).items():
+        table[f"observed_{metric}_s"] = seconds[index]
     if "tenant" in labels:
         table["tenant"] = labels["tenant"]
     return pd.DataFrame(table)

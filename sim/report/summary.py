@@ -9,6 +9,7 @@ from stepline.sim.cost.work import BOUNDS
 from stepline.sim.engine.result import STATUSES, RunResult
 
 from . import metrics
+from .observed import before_after
 from .slo import Slo, parse_slo
 from .verdict import verdict
 
@@ -29,7 +30,8 @@ def summary(result: RunResult) -> dict[str, Any]:
     """The content of `summary.json`: seconds, fractions of 1, tokens; None where a figure does not apply.
 
     Keys: schema_version, percentile_method, duration_s, n_gpus, requests, ttft_s, tpot_s, itl_s, e2e_s, queue_s,
-    throughput, kv, time_frac, mfu_frac, mbu_frac, kernel_s, cost, slo (with objectives), verdict, simulator, warnings.
+    throughput, kv, time_frac, mfu_frac, mbu_frac, kernel_s, cost, slo (with objectives), observed (where the trace has
+    measured values), verdict, simulator, warnings.
     Latencies are of finished requests (definitions: `stepline.sim.report.metrics`); rates are over `duration_s`, first
     arrival to last event; `time_frac` divides the GPU time of that span (busy + idle, all replicas) and sums to 1;
     `kernel_s` {kernel: {bound: s}} is the busy part of it; `mfu_frac` and `mbu_frac` are FLOPs and HBM bytes of the
@@ -62,6 +64,8 @@ def summary(result: RunResult) -> dict[str, Any]:
     }
     if slo and good is not None:
         figures["slo"] = slo.judge(figures, good, requests["submitted"])
+    if (observed := before_after(result)) is not None:
+        figures["observed"] = observed
     figures["verdict"] = verdict(result, figures).as_dict()
     figures["simulator"] = _simulator(result)
     figures["warnings"] = list(result.warnings)

@@ -24,6 +24,7 @@ def run_view(summary: Mapping[str, Any], title: str) -> RenderableType:
         _header(title),
         _headline(summary),
         _latency_table(summary),
+        *_observed(summary),
         *([_uncertainty(summary["uncertainty"])] if "uncertainty" in summary else []),
         _time_line(summary),
         *_verdict(summary),
@@ -117,6 +118,22 @@ def _uncertainty(found: Mapping[str, Any]) -> Table:
             )
             table.add_row(label, *(text(figure[key]) for key in ("nominal", "low", "high")))
     return table
+
+
+def _observed(summary: Mapping[str, Any]) -> list[Table]:
+    """Measured values of the trace beside the simulated ones of the same requests."""
+    if "observed" not in summary:
+        return []
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("as measured")
+    for name in STATISTICS:
+        table.add_column(name.replace("_", "."), justify="right")
+    for key, found in summary["observed"].items():
+        table.add_row(
+            key.removesuffix("_s").upper(), *(seconds_text(found["measured"][s]) for s in STATISTICS)
+        )
+        table.add_row("  simulated", *(seconds_text(found["simulated"][s]) for s in STATISTICS), style="dim")
+    return [table]
 
 
 def _time_line(summary: Mapping[str, Any]) -> Text:

@@ -267,6 +267,33 @@ def test_wrong_calls_are_one_line(here, capsys, argv, says):
     assert error.count("\n") == 1
 
 
+def test_measured_values_stand_beside_the_simulated_ones(here, capsys):
+    rows = [
+        {
+            "timestamp": 90 * i,
+            "input_length": 200,
+            "output_length": 20,
+            "observed": {"ttft_ms": 50 + i, "e2e_ms": 300},
+        }
+        for i in range(30)
+    ]
+    rows[3].pop("observed")
+    (here / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--trace", "o.jsonl", "--out", "o", "--report"]) == 0
+    assert "as measured" in capsys.readouterr().out
+    found = json.loads((here / "o" / "summary.json").read_text())["observed"]
+    assert found["ttft_s"]["n"] == 29
+    assert found["ttft_s"]["measured"]["max"] == pytest.approx(0.079)
+    assert found["e2e_s"]["measured"]["p50"] == pytest.approx(0.3)
+    requests = read_run(here / "o").requests
+    assert requests["observed_ttft_s"].isna().tolist() == [i == 3 for i in range(30)]
+    simulated = (requests["first_token_s"] - requests["arrival_s"])[requests["observed_ttft_s"].notna()]
+    assert found["ttft_s"]["simulated"]["mean"] == pytest.approx(simulated.mean())
+    table = page_data([read_run(here / "o")]).tables["observed"]
+    assert table.groupby(["metric", "source"])["n"].sum().tolist() == [29, 29, 29, 29]
+    assert "TTFT: measured and simulated" in (here / "o" / "report.html").read_text()
+
+
 def test_templates_are_filled_once_and_in_order():
     assert fill("<@A@|@B@>", {"@A@": "@B@", "@B@": "x"}) == "<@B@|x>"
     with pytest.raises(ValueError, match="@C@"):
