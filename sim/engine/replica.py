@@ -380,8 +380,10 @@ class Replica:
         if plan.chunks:
             self._start_mixed(plan)
             return True
-        if not self.decode.n:
-            return self._begin()  # everybody has given way: plan anew with what that freed
+        if not self.decode.n:  # everybody has given way: plan anew, with nothing in flight, and what that freed
+            self._release_leaving()
+            self._absorb(self.now_s)
+            return self._begin()
         limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
         if not limit:
             free = self.kv.available
