@@ -139,7 +139,7 @@ class _Run:
             step_log=log,
             gap_log=self.gaps,
             life_log=self.lives,
-            on_done=self._done_on(index),
+            on_done=self._ended,
             admission=spec.admission() if spec.admission else None,
             swap=spec.swap_space(),
             compression=spec.compression,
@@ -155,19 +155,15 @@ class _Run:
             foresee(self.trace.hash_ids)
         return WatchedEviction(policy, self.block_log) if self.spec.record_blocks else policy
 
-    def _done_on(self, index: int) -> Callable[[Sequence, int, float, int], None]:
-        requests = self.requests
-
-        def done(seq: Sequence, status: int, time_s: float, tokens: int) -> None:
-            if seq.aborted and status == FINISHED and seq.deadline_s is not None and time_s > seq.deadline_s:
-                status, time_s = TIMED_OUT, seq.deadline_s
-            requests.add(seq, index, time_s, tokens, status)
-            if self.router is not None:
-                self.router.ended(self.replicas[index], seq)
-            if self.watched:
-                self.clients.ended(seq, time_s)
-
-        return done
+    def _ended(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
+        """A request has ended on replica `index`; its client knows at `time_s`."""
+        if seq.aborted and status == FINISHED and seq.deadline_s is not None and time_s > seq.deadline_s:
+            status, time_s = TIMED_OUT, seq.deadline_s
+        self.requests.add(seq, index, time_s, tokens, status)
+        if self.router is not None:
+            self.router.ended(self.replicas[index], seq)
+        if self.watched:
+            self.clients.ended(seq, time_s)
 
     def _dropped(self, seq: Sequence, status: int, time_s: float) -> None:
         """A request ends without having reached a replica."""
@@ -208,7 +204,7 @@ class _Run:
         """Let the clients begin; a lone replica that hears of nothing but an open trace is fed with it."""
         replica = self.replicas[0]
         if self.router is None and replica.admission is None and self.clients.are_open:
-            replica.feed(self.clients.arrivals())
+            replica.feed(self.clients.arrivals(), self.requests.add)
         else:
             self.clients.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from stepline.traces.errors import ConfigError
@@ -21,6 +21,7 @@ from .work import Progression, StepCost, StepWork
 
 IDEAL = EngineProfile(name="ideal")
 CHUNKS_REMEMBERED = 1 << 16
+Lines = tuple[list[float], list[tuple[float, float]]]
 HISTORY_RULES = ("work", "split-kv")
 
 
@@ -93,7 +94,7 @@ class RooflineCostModel:
         self._overlap = engine.host_overlaps_gpu
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
-        self._lines: dict[int, tuple[list[float], list[tuple[float, float, float]]]] = {}
+        self._lines = _Lines(self._decode_lines)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -163,16 +164,13 @@ class RooflineCostModel:
             n = min(n, int((gpu_s - host) // -delta) + 1)
         return Progression(gpu_s, delta, n)
 
-    def decode_line(self, n_decode: int, context_tokens: int) -> tuple[float, float, float]:
-        """A pure-decode step of a model with one attention window as a line in Σ context: (fixed, slope, limit).
+    @property
+    def decode_lines(self) -> Mapping[int, Lines]:
+        """Pure-decode steps of a model with one attention window as lines in Σ context (see `work.CostModel`).
 
-        The step lasts fixed + slope · context seconds while context <= limit; host time that hides GPU time is in it.
+        Host time that hides GPU time is in them.
         """
-        found = self._lines.get(n_decode)
-        if found is None:
-            lines = self._decode_lines(n_decode)
-            found = self._lines[n_decode] = ([end for _, _, end in lines], lines)
-        return found[1][bisect_left(found[0], context_tokens)]
+        return self._lines
 
     def _decode_lines(self, n: int) -> list[tuple[float, float, float]]:
         for table in (self._tokens, self._rows):
@@ -415,6 +413,18 @@ class RooflineCostModel:
         lengths = columns["prefill_kv_tokens"][fresh] / chunks[fresh]
         self._ranges.check("attention_prefill", prefill, query_tokens=lengths)
         self._ranges.check_chunks(columns, self.history_rule)
+
+
+class _Lines(dict[int, Lines]):
+    """Lines by number of decodes, made when first asked for: a look-up costs what a dict's does."""
+
+    def __init__(self, make: Callable[[int], list[tuple[float, float, float]]]) -> None:
+        self._make = make
+
+    def __missing__(self, n: int) -> Lines:
+        lines = self._make(n)
+        found = self[n] = ([end for _, _, end in lines], [(fixed, slope) for fixed, slope, _ in lines])
+        return found
 
 
 def _above(

@@ -61,8 +61,7 @@ class CappedDecodeSet(DecodeSet):
         while full_at and full_at[0][0] <= self.counter:
             _, _, epoch, seq = heappop(full_at)
             if seq.epoch == epoch:
-                self.borders[-seq.decode_offset % self.block_size] -= 1
-                self.n_growing -= 1
+                self.count_growing(seq.decode_offset, -1)
         return may_finish
 
 

@@ -68,7 +68,8 @@ class DecodeSet:
     n_live       sequences that still emit (static batching keeps finished rows as padding)
     since        counter when the set was last empty
     offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r; twice over,
+                 so that the steps of any cycle are a slice
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
@@ -88,7 +89,7 @@ class DecodeSet:
     def clear(self) -> None:
         """Drop every row (the padding at the end of a static batch)."""
         self.capped = [WindowSum(w) for w in self.windows if w is not None]
-        self.borders = [0] * self.block_size
+        self.borders = [0] * (2 * self.block_size)
         self.heap: list[tuple[int, int, int, Sequence]] = []
         self.late: list[tuple[float, int]] = []
         self.n = self.n_live = self.n_growing = self.offsets = 0
@@ -110,8 +111,7 @@ class DecodeSet:
             for total in self.capped:
                 total.add(seq, counter)
         if grows:
-            self.borders[-offset % self.block_size] += 1
-            self.n_growing += 1
+            self.count_growing(offset, 1)
         if not self.n_live:
             self.emit_s = seq.last_token_s
             self.late.clear()
@@ -121,6 +121,14 @@ class DecodeSet:
             self.late.append((seq.last_token_s, 1))
         self.n += 1
         self.n_live += 1
+
+    def count_growing(self, offset: int, by: int) -> None:
+        """`by` more sequences of this offset take new blocks as they decode."""
+        size, borders = self.block_size, self.borders
+        at = -offset % size
+        borders[at] += by
+        borders[at + size] += by
+        self.n_growing += by
 
     def leave(self, seq: Sequence, *, grows: bool = True, pad: bool = False) -> int:
         """Let a sequence go and return its KV tokens; with `pad` its row keeps being computed (static batching)."""
@@ -136,8 +144,7 @@ class DecodeSet:
             for total in self.capped:
                 total.remove(seq, self.counter)
         if grows:
-            self.borders[-offset % self.block_size] -= 1
-            self.n_growing -= 1
+            self.count_growing(offset, -1)
         self.n -= 1
         seq.epoch += 1
         return kv_tokens
@@ -161,8 +168,9 @@ class DecodeSet:
     def context_tokens(self) -> tuple[int, ...]:
         """Context of the next step, per attention window."""
         full = self.offsets + self.n * (self.counter + 1)
-        if not self.capped:
-            return (full,)
+        return self._per_window(full) if self.capped else (full,)
+
+    def _per_window(self, full: int) -> tuple[int, ...]:
         capped = iter(self.capped)
         return tuple([full if w is None else next(capped).context_at(self.counter) for w in self.windows])
 
@@ -175,14 +183,11 @@ class DecodeSet:
 
     def blocks_in(self, n_steps: int) -> int:
         """New KV blocks that the next `n_steps` steps open."""
-        size, borders = self.block_size, self.borders
+        size = self.block_size
         at = self.counter % size
-        if n_steps == 1:
-            return borders[at]
-        cycles, rest = divmod(n_steps, size)
-        end = at + rest
-        blocks = cycles * self.n_growing + sum(borders[at:end])
-        return blocks + sum(borders[: end - size]) if end > size else blocks
+        if n_steps < size:
+            return sum(self.borders[at : at + n_steps])
+        return n_steps // size * self.n_growing + sum(self.borders[at : at + n_steps % size])
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
         """The most steps (<= limit) whose new blocks fit into `free_blocks` (negative: none)."""
@@ -199,11 +204,11 @@ class DecodeSet:
     def steps_to_change(self) -> int:
         """Steps until the first completion or the first context that reaches its window; the set is not empty."""
         heap = self.heap
-        finish_step, _, epoch, seq = heap[0]
-        while seq.epoch != epoch:
+        first = heap[0]
+        while first[3].epoch != first[2]:
             heappop(heap)
-            finish_step, _, epoch, seq = heap[0]
-        steps = finish_step - self.counter
+            first = heap[0]
+        steps = first[0] - self.counter
         if self.capped:
             bends = [bend for total in self.capped if (bend := total.steps_to_bend(self.counter)) is not None]
             return min([steps, *bends])

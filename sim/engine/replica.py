@@ -7,6 +7,7 @@ a plan sees what had arrived when the *previous* step started, and what a step f
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Indexable
@@ -71,9 +72,18 @@ class StepEnd(simpy.Event):
 class Replica:
     """An engine on one TP group of GPUs.
 
-    `outputs[i]`: true output tokens of trace row i. `on_done(seq, status, time_s)`: called when a request ends; the
-    time is at the client.
+    `outputs[i]`: true output tokens of trace row i. `on_done(seq, replica, time_s, output_tokens, status)`: called
+    when a request ends; the time is at the client.
     """
+
+    __slots__ = (
+        "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
+        "end_s", "env", "event", "fed", "first_s", "gap_log", "grows", "horizon_s", "idle", "inbox", "index", "kv",
+        "leaving", "life_log", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth",
+        "now_s", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged", "plan",
+        "policy", "preemption", "prefilling", "rows", "running", "spare_blocks", "start_s", "step_log", "steps",
+        "swap", "view", "waiting", "whole", "windowed", "work",
+    )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
 
     def __init__(
         self,
@@ -90,7 +100,7 @@ class Replica:
         outputs: Indexable[int],
         step_log: StepLog,
         gap_log: GapLog,
-        on_done: Callable[[Sequence, int, float, int], None],
+        on_done: Callable[[Sequence, int, float, int, int], None],
         admission: AdmissionPolicy | None = None,
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
@@ -140,7 +150,7 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        self.line = getattr(cost_model, "decode_line", None) if windows == (None,) else None
+        self.lines = getattr(cost_model, "decode_lines", None) if windows == (None,) else None
         self.no_growth = (0,) * (len(windows) - 1)
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -148,6 +158,7 @@ class Replica:
         self.first_s = self.delta_s = 0.0
         self.n_steps = 0
         self.horizon_s = inf
+        self.fed = False
         self.arrivals: Iterator[Sequence] = iter(())
         self.coming = Sequence(-1, inf, inf, 0, 0)
         self.coming_s = inf
@@ -161,9 +172,15 @@ class Replica:
 
     # -- the outside world ------------------------------------------------------------------------------------------
 
-    def feed(self, arrivals: Iterator[Sequence]) -> None:
-        """Everybody who will ever arrive, in order of `arrival_s`: taken up by the clock instead of by `submit`."""
-        self.arrivals = arrivals
+    def feed(
+        self, arrivals: Iterator[Sequence], on_done: Callable[[Sequence, int, float, int, int], None]
+    ) -> None:
+        """Everybody who will ever arrive, in order of `arrival_s`; instead of `submit`.
+
+        Nothing else may happen in the simulation then: no other replica, and `on_done` sets nothing off.
+        """
+        self.arrivals, self.on_done = arrivals, on_done
+        self.fed = True
         self._draw()
         self._sleep()
 
@@ -293,7 +310,7 @@ class Replica:
             if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
                 self._start_leap(DECODE_ALL, limit)
                 return True
-        if self.paged and self.waiting and self.decode.n:
+        if self.kv.evictable and self.paged and self.waiting and self.decode.n:
             self.kv.vacate(self.decode.blocks_in(1))
         plan = self.policy.plan(self.view)
         if plan.chunks and not plan.preempt:
@@ -415,25 +432,23 @@ class Replica:
         decode = self.decode
         self.plan = plan
         self.mixed = False
-        n = decode.n
-        waits = self.link is not None and self.link.pending
-        if waits:
-            limit = 1
-        if self.line is not None:
+        if self.lines is not None:
+            n = decode.n
             self.context = context = decode.offsets + n * (decode.counter + 1)
-            fixed, slope, most = self.line(n, context)
-            if context + n * (limit - 1) > most:
-                limit = int((most - context) // n) + 1
+            ends, pieces = self.lines[n]
+            piece = bisect_left(ends, context)
+            fixed, slope = pieces[piece]
+            if context + n * (limit - 1) > ends[piece]:
+                limit = int((ends[piece] - context) // n) + 1
             first, delta = fixed + slope * context, slope * n
         else:
             first, delta, limit = self._leap(limit)
-        if waits and self.link is not None:
-            first = self.link.stretch(first)
-        start = self.now_s
-        end = start + limit * first + delta * (limit * (limit - 1) // 2)
-        if self.coming_s < end and limit > 1 and not plan.deaf:
+        if self.link is not None and self.link.pending:
+            first, limit = self.link.stretch(first), 1
+        end = self.now_s + limit * first + delta * (limit * (limit - 1) // 2)
+        if self.coming_s < end and not plan.deaf:
             limit = min(limit, self._steps_heard(first, delta))
-            end = start + limit * first + delta * (limit * (limit - 1) // 2)
+            end = self.now_s + limit * first + delta * (limit * (limit - 1) // 2)
         self.first_s, self.delta_s, self.n_steps = first, delta, limit
         self._set_end(end)
 
@@ -586,8 +601,10 @@ class Replica:
         self.steps += n_steps
         self.rows += (
             self.index, start, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
-            kv.free + kv.evictable, 0, 0, 0, 0, n, self.context, *self.windowed,
+            kv.free + kv.evictable, 0, 0, 0, 0, n, self.context,
         )  # fmt: skip
+        if self.windowed:
+            self.rows += self.windowed
         if decode.advance(n_steps, now):
             self._finish()
         if self.coming_s <= now or self.inbox:
@@ -596,9 +613,10 @@ class Replica:
             self._absorb(seen_s if self.depth else now)
 
     def _end_mixed(self) -> None:
-        decode, kv, work, start = self.decode, self.kv, self.work, self.start_s
+        decode, kv, start = self.decode, self.kv, self.start_s
         self.now_s = now = self.end_s
-        n, live = work.n_decode, 0
+        tokens, seqs, pairs, kv_tokens, n, contexts, logits = self.work
+        live = 0
         if n:
             live = decode.n_live
             if decode.emit_s != start or decode.late:
@@ -606,9 +624,10 @@ class Replica:
         self.steps += 1
         self.rows += (
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
-            work.prefill_tokens, work.prefill_seqs, work.attention_pairs, work.prefill_kv_tokens, work.logits_rows,
-            *work.context_tokens, *self.no_growth,
+            tokens, seqs, pairs, kv_tokens, logits, contexts[0],
         )  # fmt: skip
+        if self.no_growth:
+            self.rows += (*contexts[1:], *self.no_growth)
         if n and decode.advance(1, now):
             self._finish()
         if self.life_log.with_chunks:
@@ -690,8 +709,8 @@ class Replica:
             else:
                 self.kv.release(seq, kv_tokens)
         end_s = self.now_s + self.output_delay_s
-        if seq.first_token_s is not None and seq.first_token_s > end_s:
-            end_s = seq.first_token_s
+        if seq.first_token_s > end_s:  # type: ignore[operator]  # it has emitted
+            end_s = seq.first_token_s  # type: ignore[assignment]
         self._done(seq, FINISHED, end_s, self.outputs[seq.index])
 
     def _end_batch(self) -> None:
@@ -705,8 +724,9 @@ class Replica:
         if self.on_end is not None:
             seq.generated_tokens = tokens
             self.on_end(seq)
-        self.on_done(seq, status, time_s, tokens)
-        self.horizon_s = self.env.peek()  # who hears of the end may have set something off
+        self.on_done(seq, self.index, time_s, tokens, status)
+        if not self.fed:
+            self.horizon_s = self.env.peek()  # who hears of the end may have set something off
 
     # -- leaving early ----------------------------------------------------------------------------------------------
 

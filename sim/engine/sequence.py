@@ -27,35 +27,13 @@ class Sequence:
     generated_tokens   emitted so far
     """
 
-    # What most sequences never change lives on the class: an arrival then sets a handful of attributes.
-    computed_tokens = 0
-    generated_tokens = 0
-    state = WAITING
-    preemptions = 0
-    cached_tokens = 0
-    scheduled_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s = 0.0
-    deadline_s: float | None = None
-    aborted = False
-    priority = 0
-    tenant: str | None = None
-    session_id: str | None = None
-    slo_class: str | None = None
-    # Decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries.
-    decode_offset = 0
-    finish_step = 0
-    epoch = 0
-    # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it.
-    hash_ids: tuple[int, ...] | None = None
-    hash_ends: tuple[int, ...] = ()
-    held_segments: list[Segment] | tuple[()] = ()
-    own_segment: Segment | None = None
-    path_blocks = 0
-    reserved_blocks = 0
-    swapped_tokens = 0  # of them in host memory since the preemption
-    next_id = 0
-    match: Match | None = None
+    __slots__ = (
+        "aborted", "arrival_s", "cached_tokens", "computed_tokens", "deadline_s", "decode_offset", "epoch",
+        "finish_step", "first_token_s", "generated_tokens", "hash_ends", "hash_ids", "held_segments", "index",
+        "input_tokens", "last_token_s", "match", "max_output_tokens", "next_id", "own_segment", "path_blocks",
+        "preemptions", "priority", "prompt_tokens", "reserved_blocks", "scheduled_s", "sent_s", "session_id",
+        "slo_class", "state", "swapped_tokens", "tenant",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, sent_s: float, arrival_s: float, input_tokens: int, max_output_tokens: int
@@ -66,6 +44,27 @@ class Sequence:
         self.input_tokens = input_tokens
         self.prompt_tokens = input_tokens
         self.max_output_tokens = max_output_tokens
+        self.state = WAITING
+        self.computed_tokens = self.generated_tokens = self.preemptions = self.cached_tokens = 0
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.deadline_s: float | None = None
+        self.last_token_s = 0.0
+        self.aborted = False
+        self.priority = 0
+        self.tenant: str | None = None
+        self.session_id: str | None = None
+        self.slo_class: str | None = None
+        # decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries
+        self.decode_offset = self.finish_step = self.epoch = 0
+        # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it
+        self.hash_ids: tuple[int, ...] | None = None
+        self.hash_ends: tuple[int, ...] = ()
+        self.held_segments: list[Segment] | tuple[()] = ()
+        self.own_segment: Segment | None = None
+        self.path_blocks = self.reserved_blocks = self.next_id = 0
+        self.swapped_tokens = 0  # of them in host memory since the preemption
+        self.match: Match | None = None
 
     @property
     def uncomputed_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """The roofline cost model: one answer on every path, leaps that equal steps, never below the floor."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -100,8 +101,11 @@ def test_a_leap_is_its_steps(name, engine, batch, mean, n):
 @pytest.mark.parametrize("engine", ["ideal", "vllm-v1"])
 def test_a_decode_line_is_the_step_up_to_its_limit(engine, batch, context):
     model = cost_model(engine=engine)
-    fixed, slope, limit = model.decode_line(batch, context)
-    assert context <= limit
+    ends, pieces = model.decode_lines[batch]
+    assert ends == sorted(ends)
+    assert len(ends) == len(pieces)
+    assert ends[-1] == math.inf
+    fixed, slope = pieces[next(i for i, end in enumerate(ends) if context <= end)]
     step = model.step_s(StepWork(0, 0, 0, 0, batch, (context,), batch))
     assert fixed + slope * context == pytest.approx(step, rel=1e-9)
 
