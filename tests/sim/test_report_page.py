@@ -280,7 +280,8 @@ def test_measured_values_stand_beside_the_simulated_ones(here, capsys):
     rows[3].pop("observed")
     (here / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["--trace", "o.jsonl", "--out", "o", "--report"]) == 0
-    assert "as measured" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "as measured" in out
     found = json.loads((here / "o" / "summary.json").read_text())["observed"]
     assert found["ttft_s"]["n"] == 29
     assert found["ttft_s"]["measured"]["max"] == pytest.approx(0.079)
