@@ -115,7 +115,7 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     """Write the CSV, the page and a manifest; returns the directory."""
     import hashlib
 
-    from stepline.sim.report.grid_html import grid_html
+    from stepline.sim.study.grid_html import grid_html
     from stepline.sim.report.run_dir import atomic_dir, json_bytes, versions, write_json
 
     from .output import RUNS, file_name
@@ -162,7 +162,7 @@ def _print(grid: Grid) -> None:
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
-    from stepline.sim.report.grid_html import figure_text
+    from stepline.sim.study.grid_html import figure_text
 
     rows = {(r.run, r.figure): r for r in grid.rows}
     shown = [n for n in COLUMNS if any(r.figure == n and r.value for r in grid.rows)]
