@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from ..cost.catalogue import (
 from ..cost.memory import kv_block_bytes
 from ..cost.parameters import parameter_count
 from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
+from .parser import Parser
 
 POLICY_GROUPS = {
     "batching": "stepline.batch_policies",
@@ -136,10 +136,8 @@ _COLUMNS: dict[str, dict[str, str]] = {
 }
 
 
-def _parser(kind: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"simulate {kind}", description=f"List {kind}, or describe some by name."
-    )
+def _parser(kind: str) -> Parser:
+    parser = Parser(prog=f"simulate {kind}", description=f"List {kind}, or describe some by name.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, with aliases and source")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     return parser

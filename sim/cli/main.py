@@ -21,6 +21,7 @@ VERBS = {
     "gpus": "list built-in GPUs",
     "policies": "list policies",
     "engines": "list engine profiles",
+    "completion": "a script that completes words in your shell",
 }
 """Verb: what it does. A verb exists when `stepline.sim.cli.<verb>` does; its `main(argv)` returns an exit code."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
-from stepline.traces.errors import ConfigError, nearest
+from stepline.traces.errors import ConfigError, InvariantError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +24,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or name the first unknown argument and the flag it resembles."""
+        if _capturing.get():
+            raise _CapturedError(self)
         found, unknown = self.parse_known_args(_joined(args), namespace)
         if unknown:
             self.error(self._unknown(unknown[0]))
@@ -38,6 +41,26 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """All long flags."""
         return [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+
+
+_capturing = ContextVar("capturing", default=False)
+
+
+class _CapturedError(Exception):
+    """Carries a parser out of a verb."""
+
+
+def captured(main: Callable[[list[str]], int]) -> Parser:
+    """The parser that a verb's `main` makes, without running the verb."""
+    token = _capturing.set(True)
+    try:
+        main(["--captured"])
+    except _CapturedError as found:
+        parser: Parser = found.args[0]
+        return parser
+    finally:
+        _capturing.reset(token)
+    raise InvariantError("the verb parsed nothing")
 
 
 VERBATIM = "--vllm-args"

@@ -156,9 +156,6 @@ def write_pictures(
         raise ConfigError(f"--out: {folder} is a file, expected a folder for the pictures")
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:
-        if form == "svg":
-            content = pictures.svg(made[name], data, theme).encode()
-        else:
-            content = pictures.png(made[name], data, theme)
-        write_whole(folder / f"{name}.{form}", content)
+        draw = pictures.svg if form == "svg" else pictures.png
+        write_whole(folder / f"{name}.{form}", draw(made[name], data, theme))
     return len(wanted)

@@ -63,11 +63,11 @@ def records(table: pd.DataFrame) -> list[Mapping[str, Any]]:
     return rows
 
 
-def svg(chart: Chart, data: PageData, theme: Theme = "light") -> str:
+def svg(chart: Chart, data: PageData, theme: Theme = "light") -> bytes:
     """The chart as SVG."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(standalone(chart, data, theme)))
+    return str(vl_convert.vegalite_to_svg(standalone(chart, data, theme))).encode()
 
 
 def png(chart: Chart, data: PageData, theme: Theme = "light") -> bytes:
