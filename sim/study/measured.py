@@ -9,7 +9,8 @@ stages has one row, stage 0 or -1; a row of stage -1 beside others is the whole 
 |--|--|
 | `exp_key`, `stage` | names the experiment; stages count from 0 |
 | `replay_class` | `A exact`, `B statistical`, `A- exact trace` (server flags unknown) or `B closed-loop`: see `SETS` |
-| `hardware`, `model`, `tp`, `n_replicas`, `precision` | GPU and model by catalogue name, alias or Hugging Face id |
+| `hardware`, `model`, `precision` | GPU and model by catalogue name, alias or Hugging Face id |
+| `tp`, `dp`, `n_replicas` | GPUs of an engine, engines behind one server, servers |
 | `engine`, `engine_version` | `vllm`, `sglang`, `trtllm`; the first version number in the text counts |
 | `max_model_len`, `max_num_batched_tokens`, `max_num_seqs`, `block_size`, `gpu_memory_utilization` | server flags |
 | `prefix_caching` | `on...`, `off...`; anything else: the engine's default |
@@ -202,7 +203,7 @@ def _experiment(
         gpu=gpu_name(row.text("hardware")),
         arch=row.text("arch") or "dense",
         tp=row.integer("tp") or row.integer("n_gpu") or 1,
-        replicas=row.integer("n_replicas") or 1,
+        replicas=(row.integer("n_replicas") or 1) * (row.integer("dp") or 1),
         precision=row.text("precision"),
         engine=row.text("engine"),
         engine_version=_version(row.text("engine_version")),

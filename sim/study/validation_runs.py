@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from .validation_traces import Load, load_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+UNRECORDED = {"vllm": "vllm-0.12"}
+"""Profile of a published trace whose engine version nobody recorded: those of 2025 are older than async scheduling by
+default (vLLM 0.14)."""
 
 FAMILIES = {
     "vllm": "vllm-v1",
@@ -83,14 +87,13 @@ def engine_for(experiment: Experiment) -> str:
             return family
         raise ConfigError(f"engine {experiment.engine!r}: no such engine profile")
     version = _numbers(experiment.engine_version)
-    best = FAMILIES[family]
-    if version:
-        known = {
-            name: _numbers(name.removeprefix(f"{family}-")) for name in names if name.startswith(f"{family}-")
-        }
-        older = {name: number for name, number in known.items() if number and number <= version}
-        best = max(older, key=lambda name: older[name], default=best)
-    return best
+    if not version and experiment.replay == "trace":
+        return UNRECORDED.get(family, FAMILIES[family])
+    known = {
+        name: _numbers(name.removeprefix(f"{family}-")) for name in names if name.startswith(f"{family}-")
+    }
+    older = {name: number for name, number in known.items() if number and number <= version}
+    return max(older, key=lambda name: older[name], default=FAMILIES[family])
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -121,6 +124,10 @@ def settings_for(experiment: Experiment) -> RunConfig:
         settings["dtype"] = precision
     if experiment.replay == "closed":
         settings["max_concurrency"] = experiment.concurrency
+    if experiment.replay == "closed":
+        settings["generation_config"] = "greedy"  # what load generators of serving benchmarks ask for
+    if settings.get("dtype") == "fp8" and FAMILIES.get(experiment.engine.lower()) == "trtllm":
+        settings["kv_cache_dtype"] = "fp8"  # TensorRT-LLM's fp8 checkpoints (ModelOpt) carry an fp8 KV cache
     engine = engine_for(experiment)
     if experiment.replay == "closed":
         settings.setdefault("max_num_seqs", _seats(engine, experiment.concurrency))
@@ -151,7 +158,7 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
     except (ConfigError, CalibrationError, InputError) as error:
         return Outcome(experiment, skipped=" ".join(str(error).split()))
     runs = [_replayed(setup, load) for load in loads]
-    predicted = [dict(_by_stage(experiment, load, run)) for load, run in zip(loads, runs, strict=True)]
+    predicted = [_by_stage(experiment, load, run) for load, run in zip(loads, runs, strict=True)]
     measured = _measured(experiment, loads[0])
     stages = tuple(
         StageValues(
@@ -172,34 +179,44 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
-    """A run's rows in the order of the trace: `ok` (finished), times in seconds (`ttft_s`, `e2e_s` NaN where not)."""
+class Timings:
+    """Requests in the order of the trace, arrays of shape (n,): `ok` finished, times in seconds (NaN where not).
+
+    `whole`: False for requests that were cut short to start a closed loop: only their TTFT counts.
+    """
 
     ok: NDArray[np.bool_]
     arrival_s: NDArray[np.float64]
     finish_s: NDArray[np.float64]
     ttft_s: NDArray[np.float64]
     e2e_s: NDArray[np.float64]
-    wall_s: float
-    steps: Any = None
+    outputs: NDArray[np.int64]
+    whole: NDArray[np.bool_]
+
+    def rows(self, mask: NDArray[np.bool_]) -> Timings:
+        """Those of `mask`."""
+        return Timings(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
-def _replayed(setup: Setup, load: Load) -> Replayed:
-    result = simulate_resolved(load.trace, setup)
-    rows = result.requests.sort_values("request_index")
-    ok = rows["status"].to_numpy() == FINISHED
-    arrival, finish = rows["arrival_s"].to_numpy(), rows["finish_s"].to_numpy()
-    ttft = np.where(ok, rows["first_token_s"].to_numpy() - arrival, np.nan)
+def _replayed(setup: Setup, load: Load) -> Timings:
+    requests = simulate_resolved(load.trace, setup).requests.sort_values("request_index")
+    ok = requests["status"].to_numpy() == FINISHED
+    arrival, finish = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
+    ttft = np.where(ok, requests["first_token_s"].to_numpy() - arrival, np.nan)
     e2e = np.where(ok, finish - arrival, np.nan)
-    return Replayed(ok, arrival, finish, ttft, e2e, float(result.simulator["wall_s"]), result.steps)
+    return Timings(ok, arrival, finish, ttft, e2e, load.trace.output_tokens, load.whole)
 
 
-def _by_stage(experiment: Experiment, load: Load, run: Replayed) -> Iterator[tuple[int, dict[str, float]]]:
-    outputs = load.trace.output_tokens
-    for stage in experiment.stages:
-        rows = scored_rows(experiment, load, stage.index)
-        yield stage.index, stage_metrics(run.ok[rows], run.arrival_s[rows], run.finish_s[rows], run.ttft_s[rows],
-                                         run.e2e_s[rows], outputs[rows])  # fmt: skip
+def _logged(load: Load) -> Timings | None:
+    """What the clients of a logged run saw; None where the trace carries no measured times."""
+    if load.observed is None:
+        return None
+    seen, trace = load.observed, load.trace
+    ok = (seen["error"] == 0) & np.isfinite(seen["e2e_s"])
+    finish = trace.arrival_s + seen["e2e_s"]
+    return Timings(
+        ok, trace.arrival_s, finish, seen["ttft_s"], seen["e2e_s"], trace.output_tokens, load.whole
+    )
 
 
 def scored_rows(experiment: Experiment, load: Load, stage: int) -> NDArray[np.bool_]:
@@ -210,61 +227,59 @@ def scored_rows(experiment: Experiment, load: Load, stage: int) -> NDArray[np.bo
     return rows
 
 
-def stage_metrics(
-    ok: NDArray[np.bool_],
-    arrival_s: NDArray[np.float64],
-    finish_s: NDArray[np.float64],
-    ttft_s: NDArray[np.float64],
-    e2e_s: NDArray[np.float64],
-    outputs: NDArray[np.int64],
-) -> dict[str, float]:
+def _by_stage(experiment: Experiment, load: Load, timings: Timings) -> dict[int, dict[str, float]]:
+    return {
+        stage.index: stage_metrics(timings.rows(scored_rows(experiment, load, stage.index)))
+        for stage in experiment.stages
+    }
+
+
+def stage_metrics(timings: Timings) -> dict[str, float]:
     """Metrics of one stage: times over the finished requests (percentiles: linear), rates from its first arrival to its
     last end; `last_survivor_s`: the last arrival, since the stage began, whose request finished."""
+    ok = timings.ok
     if not len(ok):
         return {}
-    span = finish_s.max() - arrival_s.min()
+    span = timings.finish_s.max() - timings.arrival_s.min()
     values = {
         "throughput_requests": ok.sum() / span,
-        "throughput_output_tokens": outputs[ok].sum() / span,
+        "throughput_output_tokens": timings.outputs[ok].sum() / span,
         "failed_fraction": 1.0 - ok.mean(),
     }
+    done = timings.rows(ok & timings.whole)
+    tokens = done.outputs - 1
+    several = tokens > 0
+    tpot = (done.e2e_s - done.ttft_s)[several] / tokens[several]
     if ok.any():
-        tpot = (e2e_s[ok] - ttft_s[ok]) / np.maximum(outputs[ok] - 1, 1)
-        values["last_survivor_s"] = arrival_s[ok].max() - arrival_s.min()
-        for name, times in (("ttft", ttft_s[ok]), ("tpot", tpot), ("e2e", e2e_s[ok])):
+        values["last_survivor_s"] = timings.arrival_s[ok].max() - timings.arrival_s.min()
+    for name, times in (("ttft", timings.ttft_s[ok]), ("tpot", tpot), ("e2e", done.e2e_s)):
+        if len(times):
             values[f"{name}_mean"] = times.mean()
             for q in (50, 90, 99):
                 values[f"{name}_p{q}"] = np.percentile(times, q)
     return {name: float(value) for name, value in values.items()}
 
 
-def _measured(experiment: Experiment, load: Load) -> dict[int, Mapping[str, float]]:
+def _measured(experiment: Experiment, load: Load) -> Mapping[int, Mapping[str, float]]:
     """Measured values by stage: from the logged requests where there are any, else the folder's aggregates."""
-    if load.observed is None:
+    logged = _logged(load)
+    if logged is None:
         return {stage.index: stage.measured or experiment.whole for stage in experiment.stages}
-    seen, trace = load.observed, load.trace
-    ok = (seen["error"] == 0) & np.isfinite(seen["e2e_s"])
-    book: dict[int, Mapping[str, float]] = {}
-    for stage in experiment.stages:
-        rows = scored_rows(experiment, load, stage.index)
-        finish = trace.arrival_s + seen["e2e_s"]
-        book[stage.index] = stage_metrics(ok[rows], trace.arrival_s[rows], finish[rows], seen["ttft_s"][rows],
-                                          seen["e2e_s"][rows], trace.output_tokens[rows])  # fmt: skip
-    return book
+    return _by_stage(experiment, load, logged)
 
 
 def _samples(
-    experiment: Experiment, load: Load, run: Replayed
+    experiment: Experiment, load: Load, run: Timings
 ) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    if load.observed is None:
+    """{stage: (predicted, measured)}, columns TTFT and E2E (NaN where a request failed)."""
+    logged = _logged(load)
+    if logged is None:
         return {}
-    seen = load.observed
     book = {}
     for stage in experiment.stages:
-        rows = scored_rows(experiment, load, stage.index)
-        ours = np.column_stack([run.ttft_s[rows], run.e2e_s[rows]])
-        theirs = np.column_stack(
-            [seen["ttft_s"][rows], np.where(seen["error"][rows] == 0, seen["e2e_s"][rows], np.nan)]
+        pair = [t.rows(scored_rows(experiment, load, stage.index)) for t in (run, logged)]
+        ours, theirs = (
+            np.column_stack([np.where(t.ok, t.ttft_s, np.nan), np.where(t.ok, t.e2e_s, np.nan)]) for t in pair
         )
         book[stage.index] = (ours, theirs)
     return book
@@ -279,14 +294,3 @@ def _spread(values: list[dict[str, float]]) -> dict[str, float]:
     if len(values) < 2:
         return {}
     return {name: float(np.std([v[name] for v in values], ddof=1)) for name in _mean(values)}
-
-
-__all__ = [
-    "Outcome",
-    "StageValues",
-    "engine_for",
-    "replace",
-    "run_experiment",
-    "settings_for",
-    "stage_metrics",
-]
