@@ -13,6 +13,9 @@ from stepline.traces.errors import CalibrationError
 Array = NDArray[np.float64]
 Predict = Callable[[Mapping[str, float]], Array]
 
+MAX_EVALUATIONS = 5_000
+"""Of a fit: noisy timings of a busy machine need more than the few hundred of scipy's default."""
+
 OUTLIER_SCALE = 0.1
 """Residuals above 10 % count linearly instead of squared (soft L1): stray rows do not move the constants."""
 
@@ -66,7 +69,13 @@ def fit_constants(
         return root * np.log(predict(constants) / seconds)
 
     found = least_squares(
-        residuals, x0, bounds=(low, high), loss="soft_l1", f_scale=OUTLIER_SCALE, x_scale=1.0
+        residuals,
+        x0,
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=OUTLIER_SCALE,
+        x_scale=1.0,
+        max_nfev=MAX_EVALUATIONS,
     )
     if not found.success or not np.isfinite(found.x).all():
         raise CalibrationError(f"fit of {', '.join(names)} did not converge: {found.message}")
