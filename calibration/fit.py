@@ -26,8 +26,8 @@ MIN_ROWS = 8
 """Fewer shapes than this fit no form: the kernel is left out and said so."""
 
 MIN_RESIDUAL_ROWS = 20
-MIN_ROWS_PER_KNOT = 0.5
-"""Fewer shapes than these, or than half a shape a knot, get no residual layer: there is nothing to smooth."""
+MIN_ROWS_PER_KNOT = 0.25
+"""Fewer shapes than these, or than one for four knots of the plan, get no residual layer: nothing to smooth."""
 
 MIN_FAMILIES = 8
 """With fewer shape families the bootstrap draws rows."""

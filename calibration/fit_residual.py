@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ def fit_residual(plan: ResidualPlan, shapes: Mapping[str, Array], log_ratio: Arr
     """
     from scipy.sparse.linalg import spsolve
 
+    plan = supported(plan, shapes)
     weights = interpolation_matrix(plan.knots, shapes)
     penalty = _penalty(plan)
     values = np.zeros(weights.shape[1])
@@ -53,6 +55,31 @@ def fit_residual(plan: ResidualPlan, shapes: Mapping[str, Array], log_ratio: Arr
         row_weight = np.minimum(1.0, ROBUST_SCALE / np.maximum(miss, 1e-12))
     shape = tuple(len(knots) for knots in plan.knots.values())
     return ResidualGrid(dict(plan.knots), values.reshape(shape))
+
+
+def supported(plan: ResidualPlan, shapes: Mapping[str, Array]) -> ResidualPlan:
+    """The plan less the knots that sit on no value of the data, where another one is as near.
+
+    Each distinct value keeps the knots on either side of it, or the one it sits on: a table of few sizes gets a
+    grid of few knots, and none of them is made up by smoothing. The longest axes are thinned to every other knot until
+    there are no more knots than rows.
+    """
+    knots: dict[str, tuple[float, ...]] = {}
+    for name, axis in plan.knots.items():
+        grid, values = np.asarray(axis), np.unique(shapes[name])
+        low = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 1)
+        high = np.clip(np.searchsorted(grid, values, side="left"), 0, len(grid) - 1)
+        used = np.unique(np.concatenate([low, high]))
+        knots[name] = tuple(float(x) for x in grid[used])
+    rows = len(next(iter(shapes.values())))
+    while (
+        math.prod(map(len, knots.values())) > rows
+    ):  # a knot a row is a copy of the table, not a smoothing of it
+        longest = max(knots, key=lambda name: len(knots[name]))
+        if len(knots[longest]) < 3:
+            break
+        knots[longest] = (*knots[longest][:-1:2], knots[longest][-1])
+    return ResidualPlan(knots, plan.stiffness, plan.pull)
 
 
 def interpolation_matrix(knots: Mapping[str, tuple[float, ...]], shapes: Mapping[str, Array]) -> Any:
