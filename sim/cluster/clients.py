@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -96,8 +98,8 @@ class Clients:
         self.ingest_per_token_s = ingest_per_token_s
         self.outstanding = 0
         self.held: deque[int] = deque()
-        self.deadlines: deque[tuple[float, Sequence]] = deque()
-        self.watching = False
+        self.deadlines: list[tuple[float, int, Sequence]] = []  # a heap: ingest may change the order of arrival
+        self.watched_s = inf
         self.next_turn = _next_turns(trace) if replay == "closed" else {}
         self._order(trace, replay)
         self.at = 0
@@ -193,9 +195,8 @@ class Clients:
         seq = self.factory.make(row, sent_s, self.env.now)
         if self.timeout_s is not None:
             seq.deadline_s = sent_s + self.timeout_s
-            self.deadlines.append((seq.deadline_s, seq))
-            if not self.watching:
-                self._watch()
+            heappush(self.deadlines, (seq.deadline_s, row, seq))
+            self._watch()
         return self.submit(seq)
 
     # -- endings ----------------------------------------------------------------------------------------------------
@@ -235,22 +236,27 @@ class Clients:
     # -- patience ---------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Wait for the first deadline that still matters."""
+        """Wait for the first deadline that still matters, unless one before it is waited for."""
         deadlines = self.deadlines
-        while deadlines and deadlines[0][1].state == DONE:
-            deadlines.popleft()
-        self.watching = bool(deadlines)
-        if deadlines:
-            event = simpy.Timeout(self.env, max(0.0, deadlines[0][0] - self.env.now))
+        while deadlines and deadlines[0][2].state == DONE:
+            heappop(deadlines)
+        if deadlines and deadlines[0][0] < self.watched_s:
+            self.watched_s = deadlines[0][0]
+            event = simpy.Timeout(self.env, max(0.0, self.watched_s - self.env.now), self.watched_s)
             event.callbacks.append(self._on_deadline)
 
-    def _on_deadline(self, _: simpy.Event) -> None:
+    def _on_deadline(self, event: simpy.Event) -> None:
+        """Give up on whatever is due: the server hears of it in its own time, the next turn does not wait for that."""
+        if event.value != self.watched_s:
+            return  # an earlier deadline has come up since
         deadlines = self.deadlines
         heard = False
         while deadlines and deadlines[0][0] <= self.env.now:
-            seq = deadlines.popleft()[1]
+            seq = heappop(deadlines)[2]
             if seq.state != DONE:
                 heard = self.abort(seq) or heard
+                self.ended(seq, seq.patient_until_s)
+        self.watched_s = inf
         self._watch()
         if heard:
             self.settle()

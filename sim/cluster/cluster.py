@@ -157,18 +157,18 @@ class _Run:
 
     def _ended(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
         """A request has ended on replica `index`; its client knows at `time_s`."""
-        if seq.aborted and status == FINISHED and seq.deadline_s is not None and time_s > seq.deadline_s:
-            status, time_s = TIMED_OUT, seq.deadline_s
+        if status == FINISHED and time_s > seq.patient_until_s:
+            status, time_s = TIMED_OUT, seq.patient_until_s
         self.requests.add(seq, index, time_s, tokens, status)
         if self.router is not None:
             self.router.ended(self.replicas[index], seq)
-        if self.watched:
+        if self.watched and not seq.aborted:  # else the client has gone on already
             self.clients.ended(seq, time_s)
 
     def _dropped(self, seq: Sequence, status: int, time_s: float) -> None:
         """A request ends without having reached a replica."""
         self.requests.add(seq, -1, time_s, 0, status)
-        if self.watched:
+        if self.watched and not seq.aborted:
             self.clients.ended(seq, time_s)
 
     # -- the clock --------------------------------------------------------------------------------------------------

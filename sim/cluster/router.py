@@ -98,7 +98,7 @@ class Router:
             self.pending.remove(seq)
             seq.aborted = True
             seq.state = DONE
-            self.on_dropped(seq, TIMED_OUT, self.env.now)
+            self.on_dropped(seq, TIMED_OUT, seq.patient_until_s)
             return self._serve()  # whoever stands behind it may fit
         if replica.abort(seq):
             self.touched[replica] = None

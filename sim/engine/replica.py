@@ -208,7 +208,7 @@ class Replica:
             return False
         seq.aborted = True
         if self.idle:
-            self._abort(seq, self.env.now)
+            self._abort(seq)
             return False
         self.inbox.append((self.env.now, seq))
         return self.n_steps > 1
@@ -348,11 +348,11 @@ class Replica:
         """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
-            time_s, seq = inbox.popleft()
-            if seq.aborted:
-                self._abort(seq, time_s)
-            else:
+            seq = inbox.popleft()[1]
+            if not seq.aborted or seq.patient_until_s > until_s:
                 self.waiting.append(seq)
+            else:
+                self._abort(seq)
         while self.coming_s <= until_s:
             self.waiting.append(self.coming)
             self._draw()
@@ -766,7 +766,7 @@ class Replica:
         seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
         return self.decode.leave(seq, grows=self.grows)
 
-    def _abort(self, seq: Sequence, time_s: float) -> None:
+    def _abort(self, seq: Sequence) -> None:
         if seq.state == DONE:
             return
         if seq.state == WAITING:
@@ -782,7 +782,7 @@ class Replica:
                 self._end_batch()
         else:
             self.kv.release(seq, self._drop(seq))
-        self._done(seq, TIMED_OUT, time_s, seq.generated_tokens)
+        self._done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
 
     def _fail(self, seq: Sequence, what: str) -> None:
         name = type(self.policy).__name__

@@ -52,10 +52,12 @@ class RequestLog:
         return self.flushed + len(self.flat) // len(NAMES)
 
     def frame(self) -> pd.DataFrame:
-        """All rows so far, in order of completion."""
+        """All rows so far, in order of completion. What a client did not stay to see never happened to it."""
         self._flush()
         table = np.concatenate(self.blocks)
         columns: dict[str, NDArray[Any]] = {
             name: table[:, NAMES.index(name)].astype(kind) for name, kind in REQUEST_COLUMNS.items()
         }
+        for name in ("scheduled_s", "first_token_s"):
+            columns[name][columns[name] > columns["finish_s"]] = nan
         return pd.DataFrame(columns)

@@ -17,11 +17,11 @@ REQUEST_COLUMNS: dict[str, type] = {
     "request_index": np.int64,  # row of the trace
     "replica": np.int32,  # -1: never reached one
     "arrival_s": np.float64,  # when the client sent it (closed loop: simulated)
-    "scheduled_s": np.float64,  # first step that computed something for it; NaN: never
-    "first_token_s": np.float64,  # at the client; NaN: never
+    "scheduled_s": np.float64,  # first step that computed something for it; NaN: never, or after its client gave up
+    "first_token_s": np.float64,  # at the client; NaN: never, or after it gave up
     "finish_s": np.float64,  # last token at the client; abort or rejection time otherwise
     "input_tokens": np.int64,
-    "output_tokens": np.int64,  # tokens really emitted
+    "output_tokens": np.int64,  # tokens really emitted, those of a step that a client gave up in included
     "cached_tokens": np.int64,  # prompt tokens served from the prefix cache at first admission
     "preemptions": np.int32,
     "status": np.int8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Sequence:
     def uncomputed_tokens(self) -> int:
         """Prompt tokens (recomputed ones included) still to be computed."""
         return self.prompt_tokens - self.computed_tokens
+
+    @property
+    def patient_until_s(self) -> float:
+        """When its client gives up (inf: never)."""
+        return inf if self.deadline_s is None else self.deadline_s
 
     def __repr__(self) -> str:
         return f"Sequence({self.index}, {self.input_tokens} in, {self.generated_tokens} out)"

@@ -193,7 +193,8 @@ class NaiveEngine:
                 seen = now
                 now = self.execute(chunks, now)
                 continue
-            assert not self.running and not self.waiting, "stuck"
+            if self.running or self.waiting:
+                raise AssertionError("stuck")
             news = [e for e in news if not (e[1] == 1 and e[3].status is not None)]
             if not news:
                 return

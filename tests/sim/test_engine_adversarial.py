@@ -129,8 +129,9 @@ def same(result, other: NaiveEngine) -> None:
     want = sorted(other.asks, key=lambda a: a.index)
     close = lambda a, b, what: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=what)  # noqa: E731
     close(got["status"], [a.status for a in want], "status")
-    close(got["scheduled_s"], [a.scheduled_s for a in want], "scheduled")
-    close(got["first_token_s"], [a.token_s[0] if a.token_s else np.nan for a in want], "first token")
+    seen = lambda a, t: t if t <= a.finish_s else np.nan  # noqa: E731 - while its client was there
+    close(got["scheduled_s"], [seen(a, a.scheduled_s) for a in want], "scheduled")
+    close(got["first_token_s"], [seen(a, (a.token_s or [np.nan])[0]) for a in want], "first token")
     close(got["finish_s"], [a.finish_s for a in want], "finish")
     close(got["output_tokens"], [a.emitted for a in want], "output tokens")
     close(got["cached_tokens"], [a.cached or 0 for a in want], "cached tokens")
@@ -221,4 +222,10 @@ ALONE_AND_GIVES_WAY = world(
 @example(BLOCKED_UNTIL_ITS_PREFIX_IS_GONE)
 @example(ALONE_AND_GIVES_WAY)
 def test_the_engine_does_what_vllm_v1_does(world):
+    same(engine(world), naive(world))
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(timeouts=(0.2517, 0.7531, 2.1234)))
+def test_clients_that_give_up_are_heard_of_as_arrivals_are(world):
     same(engine(world), naive(world))

@@ -327,7 +327,7 @@ def test_nothing_is_lost_and_time_runs_forward(case):
     assert (done["first_token_s"] <= done["finish_s"]).all()
     # every token after a sequence's first makes one gap, preempted ones included; aborted ones emitted what they did
     emitted = int(got["output_tokens"].sum())
-    firsts = int(got["first_token_s"].notna().sum())
+    firsts = int((got["output_tokens"] > 0).sum())
     assert len(all_gaps(result)) == emitted - firsts
     if case["timeout"] is None:
         assert emitted == int(result.steps["emitted_tokens"].sum())
