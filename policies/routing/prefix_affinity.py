@@ -44,10 +44,8 @@ class PrefixAffinityPolicy(LeastOf):
         if not ids:
             return self.pick(loads)
         low, high = min(loads), max(loads)
-        if high - low > self._abs and high > self._rel * low:
-            chosen = self.pick(loads)
-        else:
-            chosen = self._affine(ids, replicas, loads)
+        unbalanced = high - low > self._abs and high > self._rel * low
+        chosen = self.pick(loads) if unbalanced else self._affine(ids, replicas, loads)
         self._of(replicas[chosen]).add(ids, request.hash_ends)
         return chosen
 

@@ -236,7 +236,7 @@ def _kernel_from_dict(name: str, data: Any, where: str) -> KernelFit:
     if not isinstance(data, dict):
         raise CalibrationError(f"{where}: got {type(data).__name__}, expected an object")
     _known(data, _KERNEL_KEYS, where)
-    form = data.get("form")
+    form = str(data.get("form"))
     if form not in (KERNEL_FORMS[family], SIMPLER_FORMS.get(family)):
         raise CalibrationError(f"{where}.form: got {form!r}, expected {KERNEL_FORMS[family]!r}")
     constants = _numbers(data.get("constants"), f"{where}.constants")

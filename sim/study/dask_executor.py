@@ -61,7 +61,8 @@ class DaskExecutor(AbstractContextManager["DaskExecutor"]):
             future = self._submit(function, key, argument)
             waiting[future.key] = (key, argument)
             futures.append(future)
-        for future in self._lib.as_completed(futures):
+        completed: Any = self._lib.as_completed
+        for future in completed(futures):
             self._count_losses()
             key, _ = waiting.pop(future.key)
             error = future.exception() if future.status != "cancelled" else None

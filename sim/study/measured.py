@@ -37,7 +37,7 @@ metric, predicted` with metrics as `ttft_mean`, `e2e_p99`, `itl_mean` (held agai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -328,7 +328,8 @@ def _metrics(table: pd.DataFrame | None) -> dict[str, dict[int, dict[str, float]
     wanted = table["metric"].isin(
         [*TIMES, "throughput_requests", "throughput_output_tokens", "failed_fraction"]
     )
-    for row in table[wanted & table["stat"].isin(STATS)].itertuples():
+    rows: Iterator[Any] = table[wanted & table["stat"].isin(STATS)].itertuples()
+    for row in rows:
         is_time = row.metric in TIMES
         name = f"{row.metric}_{row.stat}" if is_time else str(row.metric)
         value = float(row.value) * (1e-3 if is_time and row.unit == "ms" else 1.0)
@@ -341,7 +342,8 @@ def _peers(table: pd.DataFrame | None) -> dict[str, dict[str, dict[int, dict[str
     book: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     if table is None:
         return book
-    for row in table.itertuples():
+    rows: Iterator[Any] = table.itertuples()
+    for row in rows:
         if row.predicted != row.predicted:
             continue
         metric = str(row.metric).replace("itl_mean", "tpot_mean")

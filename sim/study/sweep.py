@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepline.traces.errors import ConfigError
+from stepline.traces.errors import ConfigError, InvariantError
 
 from .executors import Executor, InProcess
 from .sweep_spec import Point, SweepSpec, read_sweep
@@ -78,7 +78,10 @@ def sweep(
     for outcome in executor.run(run_point, tasks):
         if outcome.error is None:
             store.put(outcome.key, outcome.value)
-            results[outcome.key] = store.get(outcome.key)  # as a later call will read it
+            kept_value = store.get(outcome.key)  # as a later call will read it
+            if kept_value is None:
+                raise InvariantError(f"{outcome.key}: written to the store, but not in it")
+            results[outcome.key] = kept_value
         else:
             errors[outcome.key] = outcome.error
         if on_progress is not None:

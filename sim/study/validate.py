@@ -77,7 +77,8 @@ def _run_all(
 ) -> tuple[Outcome, ...]:
     """Outcomes in the order of `experiments`, however many processes work."""
     run = partial(run_experiment, seeds=seeds)
-    total, outcomes = len(experiments), []
+    total = len(experiments)
+    outcomes: list[Outcome] = []
     if jobs == 1 or total < 2:
         for experiment in experiments:
             outcomes.append(_told(run(experiment), len(outcomes) + 1, total, on_done))

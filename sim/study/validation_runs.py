@@ -221,7 +221,7 @@ def _logged(load: Load) -> Timings | None:
 
 def scored_rows(experiment: Experiment, load: Load, stage: int) -> NDArray[np.bool_]:
     """Rows of a stage that count: all, but class-A MoE runs from request 300 on."""
-    rows = load.stage == stage
+    rows: NDArray[np.bool_] = load.stage == stage
     if experiment.replay == "exact" and experiment.arch == "moe":
         rows &= np.arange(len(rows)) >= MOE_WARM_UP_REQUESTS
     return rows
