@@ -75,7 +75,7 @@ class _Run:
         self.blocks: list[Mapping[str, Any]] = []
         self.outputs = array("q", trace.output_tokens.astype(np.int64).tobytes())
         self.accountings: list[StepAccounting] = []
-        self.logs: dict[int, StepLog] = {}
+        self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
         self.router = self._router()
         door: Any = self.router or self.replicas[0]
@@ -112,13 +112,16 @@ class _Run:
 
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
-        log = self.logs.get(id(spec.cost_model))
+        capped = spec.compression is not None and spec.compression.cap_tokens is not None
+        grows_evenly = windows == (None,) and not capped
+        log = self.logs.get((id(spec.cost_model), grows_evenly))
         if log is None:
             accounting = StepAccounting(spec.cost_model, len(windows), {})
             sinks: list[Any] = [accounting, self.gaps.take_steps]
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
-            log = self.logs[id(spec.cost_model)] = StepLog(len(windows), sinks)
+            log = StepLog(len(windows), sinks, grows_evenly=grows_evenly)
+            self.logs[id(spec.cost_model), grows_evenly] = log
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
         if isinstance(kv.eviction, WatchedEviction):

@@ -150,8 +150,9 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        self.lines = getattr(cost_model, "decode_lines", None) if windows == (None,) else None
-        self.no_growth = (0,) * (len(windows) - 1)
+        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
+        self.lines = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.no_growth = () if grows_evenly else (0,) * len(windows)
         self.context = 0
         self.windowed: tuple[int, ...] = ()
         self.start_s = self.end_s = 0.0
@@ -397,7 +398,8 @@ class Replica:
         if plan.chunks:
             self._start_mixed(plan)
             return True
-        if not self.decode.n:  # everybody has given way: plan anew, with nothing in flight, and what that freed
+        if not self.decode.n:
+            # everybody has given way: plan anew, with nothing in flight and what that freed
             self._release_leaving()
             self._absorb(self.now_s)
             return self._begin()
@@ -461,7 +463,7 @@ class Replica:
         """The next steps' durations from a cost model without lines."""
         decode = self.decode
         contexts, growth = decode.context_tokens(), decode.growth()
-        self.context, self.windowed = contexts[0], (*contexts[1:], *growth[1:])
+        self.context, self.windowed = contexts[0], (*contexts[1:], *growth) if self.no_growth else ()
         work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 

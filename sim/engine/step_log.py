@@ -22,20 +22,19 @@ ROW = (
 class StepLog:
     """Collects rows of leaps and of mixed steps and passes them on as columns every FLUSH_ROWS rows.
 
-    A row is the fields of ROW, then the contexts of the second attention window and on, then by how much each of these
-    grows a step. They are appended to `rows` (flat: extending a list costs a tenth of extending an array) by the
-    replicas themselves, each in order of start; who has appended calls `settle` now and then.
+    A row is the fields of ROW, then the contexts of the second attention window and on, then by how much the context of
+    each window grows a step; without the latter if `grows_evenly`: there is one, and every decode adds a token to it.
+    They are appended to `rows` (flat: extending a list costs a tenth of extending an array) by the replicas
+    themselves, each in order of start; who has appended calls `settle` now and then.
     `live` is the number of sequences that emit, negative if their gaps were logged apart. The columns handed on are
     `STEP_COLUMNS`, plus `gap_weight`, `context_growth_<i>` and, for window i > 0, `context_tokens_<i>`.
     """
 
-    def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]]) -> None:
-        others = range(1, n_windows)
-        self.names = (
-            *ROW,
-            *[f"context_tokens_{i}" for i in others],
-            *[f"context_growth_{i}" for i in others],
-        )
+    def __init__(
+        self, n_windows: int, sinks: list[Callable[[Columns], None]], *, grows_evenly: bool
+    ) -> None:
+        growths = [] if grows_evenly else [f"context_growth_{i}" for i in range(n_windows)]
+        self.names = (*ROW, *[f"context_tokens_{i}" for i in range(1, n_windows)], *growths)
         self.rows: list[float] = []
         self.sinks = sinks
         self.usable_blocks: dict[int, int] = {}  # by replica
@@ -66,7 +65,7 @@ def _derive(columns: dict[str, NDArray[Any]]) -> None:
     n, live = columns["n_steps"], columns.pop("live")
     columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
     columns["n_running"] = columns["n_decode"] + columns["prefill_seqs"]
-    columns["context_growth_0"] = columns["n_decode"]
+    columns.setdefault("context_growth_0", columns["n_decode"])
     columns["gap_weight"] = np.maximum(live, 0)
     columns["emitted_tokens"] = np.abs(live) * n + columns["logits_rows"] - columns["n_decode"]
 
