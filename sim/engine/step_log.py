@@ -30,9 +30,7 @@ class StepLog:
     `STEP_COLUMNS`, plus `gap_weight`, `context_growth_<i>` and, for window i > 0, `context_tokens_<i>`.
     """
 
-    def __init__(
-        self, n_windows: int, sinks: list[Callable[[Columns], None]], *, grows_evenly: bool
-    ) -> None:
+    def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]], *, grows_evenly: bool) -> None:
         growths = [] if grows_evenly else [f"context_growth_{i}" for i in range(n_windows)]
         self.names = (*ROW, *[f"context_tokens_{i}" for i in range(1, n_windows)], *growths)
         self.rows: list[float] = []
