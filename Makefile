@@ -1,4 +1,4 @@
-.PHONY: check lint types imports test slow
+.PHONY: check lint types imports test slow docs
 PY ?= .venv/bin/python
 HOUSE := build/house
 
@@ -24,3 +24,7 @@ test:
 
 slow:
 	$(PY) -m pytest -m slow
+
+# The site, into build/site; reference pages are made from the code.
+docs:
+	$(PY) -m mkdocs build --strict
