@@ -79,13 +79,13 @@ def _load(data: PageData) -> list[Chart]:
     return [
         Chart(name, "load", title, "series", _lines(data, field, form, title), caption)
         for name, title, field, form, caption in _LOAD
-        if (data.tables["series"][field] > 0).any()
     ]
 
 
-def always_zero(data: PageData) -> list[str]:
-    """Titles of the charts over time that are left out: nothing of the kind happened in any run."""
-    return [title for _, title, field, *_ in _LOAD if not (data.tables["series"][field] > 0).any()]
+def always_zero(data: PageData) -> dict[str, str]:
+    """Name and title of the charts over time that a page leaves out: nothing of the kind happened in any run."""
+    series = data.tables["series"]
+    return {name: title for name, title, field, *_ in _LOAD if not (series[field] > 0).any()}
 
 
 def _lines(data: PageData, field: str, form: str, title: str) -> Spec:

@@ -50,7 +50,8 @@ def comparison_page(comparison: ComparisonTables) -> str:
 
 def _page(runs: Sequence[RunTables], heading: str, top: str, body: str, focus: str | None = None) -> str:
     data = page_data(runs)
-    made = charts(data, runs[0].manifest["peaks"])
+    zero = always_zero(data)
+    made = [chart for chart in charts(data, runs[0].manifest["peaks"]) if chart.name not in zero]
     fills = {
         "@TITLE@": escape(heading),
         "@CSS@": _resource("style.css"),
@@ -78,7 +79,7 @@ def fill(template: str, fills: Mapping[str, str]) -> str:
 
 
 def _zero_note(data: PageData) -> str:
-    names = ", ".join(title[0].lower() + title[1:] for title in always_zero(data))
+    names = ", ".join(title[0].lower() + title[1:] for title in always_zero(data).values())
     return f'<p class="dim">zero throughout: {escape(names)}</p>' if names else ""
 
 
