@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,11 @@ from stepline.sim.study.measured import Experiment, chosen, load_measured
 from stepline.sim.study.setup import Setup, resolve
 from stepline.sim.study.validation_runs import engine_for, run_experiment, settings_for
 from stepline.sim.study.validation_scores import UNSTATED
-from stepline.traces.errors import CalibrationError, InputError
+from stepline.traces.errors import CalibrationError, InputError, nearest
 
 Array = NDArray[np.float64]
+Mapper = Callable[..., Iterable[Any]]
+"""`map`, or the like of a process pool."""
 
 NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02}
 """Relative noise of a stage's mean (repeated runs of one setting): the weight of a residual."""
@@ -134,18 +137,22 @@ def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, fl
     for stage in outcome.stages:
         for metric, measured in stage.measured.items():
             name = UNSTATED.get(metric, metric)
-            if name in NOISE and name in stage.predicted and (name == "tpot_mean" or experiment.replay != "closed"):
+            if (
+                name in NOISE
+                and name in stage.predicted
+                and (name == "tpot_mean" or experiment.replay != "closed")
+            ):
                 found.append((name, float(np.log(stage.predicted[name] / measured))))
     return found
 
 
-def points_of(experiments: Sequence[Experiment], engine: EngineProfile, pool: ProcessPoolExecutor) -> Points:
+def points_of(experiments: Sequence[Experiment], engine: EngineProfile, mapper: Mapper = map) -> Points:
     """Residuals of all experiments under one profile."""
     residuals: list[float] = []
     weights: list[float] = []
     labels: list[tuple[str, str, str]] = []
     for experiment, rows in zip(
-        experiments, pool.map(partial(measure, engine=engine), experiments), strict=True
+        experiments, mapper(partial(measure, engine=engine), experiments), strict=True
     ):
         stages = max(sum(metric == "tpot_mean" for metric, _ in rows), 1)
         for metric, value in rows:
@@ -156,47 +163,45 @@ def points_of(experiments: Sequence[Experiment], engine: EngineProfile, pool: Pr
 
 
 def fit_host(
-    experiments: Sequence[Experiment], engine: str, names: Sequence[str], *, rounds: int = 2, jobs: int = 2
+    experiments: Sequence[Experiment],
+    engine: EngineProfile,
+    names: Sequence[str],
+    *,
+    rounds: int = 2,
+    mapper: Mapper = map,
 ) -> HostFit:
     """Fit `names` (fields of `EngineProfile`, none below 0), starting from the profile as it stands.
+
+    `mapper` runs the simulations of one evaluation, e.g. the `map` of a process pool.
 
     Raises:
         CalibrationError: no run on this engine, or a constant that cannot be fitted.
     """
     if not experiments:
-        raise CalibrationError(f"--engine: got {engine!r}, no dense run of the folder was served by it")
+        raise CalibrationError(f"--engine: got {engine.name!r}, no dense run of the folder was served by it")
     for name in names:
         if name not in STEPS:
-            raise CalibrationError(f"--fit: got {name!r}, expected one of {', '.join(STEPS)}")
-    profile = load_engine(engine)
-    values = np.array([float(getattr(profile, name)) for name in names])
+            raise CalibrationError(f"--fit: got {name!r}{nearest(name, STEPS)}")
+    values = np.array([float(getattr(engine, name)) for name in names])
     steps = np.array([STEPS[name] for name in names])
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
 
-        def at(x: Array) -> Points:
-            return points_of(experiments, replace(profile, **dict(zip(names, x.tolist(), strict=True))), pool)
+    def at(x: Array) -> Points:
+        return points_of(experiments, replace(engine, **dict(zip(names, x.tolist(), strict=True))), mapper)
 
+    points = at(values)
+    jacobian = np.zeros((len(points.residual), len(names)))
+    for round_ in range(rounds):
+        moved = [at(values + np.eye(len(names))[i] * h) for i, h in enumerate(steps)]
+        jacobian = np.column_stack(
+            [(p.residual - points.residual) / h for p, h in zip(moved, steps, strict=True)]
+        )
+        everything = np.ones(len(points.residual), dtype=bool)
+        values = np.maximum(values + _solve(jacobian, points, values, everything), 0.0)
         points = at(values)
-        for round_ in range(rounds):
-            slopes = [
-                (at(values + np.eye(len(names))[i] * h).residual - points.residual) / h
-                for i, h in enumerate(steps)
-            ]
-            jacobian = np.column_stack(slopes)
-            values = np.maximum(
-                values + _solve(jacobian, points, values, np.ones(len(points.residual), dtype=bool)), 0.0
-            )
-            points = at(values)
-            cost = float(np.sqrt(np.mean((points.residual * points.weight) ** 2)))
-            print(f"round {round_ + 1}: weighted rms {cost:.2f}", file=sys.stderr)
-    return HostFit(
-        engine,
-        tuple(names),
-        values,
-        _standard_errors(jacobian, points),
-        points,
-        _leave_out(jacobian, points, values),
-    )
+        cost = float(np.sqrt(np.mean((points.residual * points.weight) ** 2)))
+        print(f"round {round_ + 1}: weighted rms {cost:.2f}", file=sys.stderr)
+    errors, left_out = _standard_errors(jacobian, points), _leave_out(jacobian, points, values)
+    return HostFit(engine.name, tuple(names), values, errors, points, left_out)
 
 
 def _solve(jacobian: Array, points: Points, values: Array, rows: NDArray[np.bool_]) -> Array:
@@ -251,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     experiments = usable(chosen(load_measured(args.measured), args.set.split(",")), args.engine)
     names = tuple(args.fit.split(",")) if args.fit else DEFAULT_NAMES
-    found = fit_host(experiments, args.engine, names, rounds=args.rounds, jobs=args.jobs)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        found = fit_host(experiments, load_engine(args.engine), names, rounds=args.rounds, mapper=pool.map)
     print(report(found))
     if args.write:
         write_constants(
@@ -263,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stepline.calibration.host_fit", description=__doc__.split("\n")[0]
-    )  # type: ignore[union-attr]  # a module has its docstring
+    )
     parser.add_argument("--measured", required=True, help="folder of measured runs")
     parser.add_argument("--engine", default="vllm-0.15.1", help="engine profile (vllm-0.15.1)")
     parser.add_argument("--set", default="A,B", help="sets of runs (A,B)")
@@ -287,8 +293,9 @@ def report(found: HostFit) -> str:
         shown = ["–" if v is None else f"{100 * v:.1f}" for v in row]
         lines.append(f"{model:42} {shown[0]:>6} {shown[1]:>6}             {shown[2]:>6} {shown[3]:>6}")
     for title, book in (("mean of models", inside), ("mean, left out", outside)):
-        means = {m: np.mean([e[m] for e in book.values() if m in e]) for m in NOISE}
-        lines.append(f"{title:42} {100 * means['tpot_mean']:6.1f} {100 * means['ttft_mean']:6.1f}")
+        means = [[e[m] for e in book.values() if m in e] for m in ("tpot_mean", "ttft_mean")]
+        shown = [f"{100 * np.mean(m):.1f}" if m else "–" for m in means]
+        lines.append(f"{title:42} {shown[0]:>6} {shown[1]:>6}")
     return "\n".join(lines)
 
 

@@ -302,6 +302,7 @@ class DecodeAttention:
         )
         floor_s = knots * self.floor_slope + n * self.shape.query_bytes / self.gpu.hbm_bytes_per_s
         y = np.maximum((fixed + slope * knots) * np.exp(log_factor), floor_s)
+        y = np.maximum.accumulate(y)  # where the residual has no data it must not make more context cheaper
         inner = np.diff(y) / np.diff(knots)
         slopes = np.concatenate(([inner[0]], inner, [max(slope, self.floor_slope)]))
         anchors = np.concatenate(([y[0]], y))

@@ -175,7 +175,7 @@ def _table(root: Path, name: str) -> pd.DataFrame | None:
     for path in (root / f"{name}.csv.gz", root / f"{name}.csv"):
         if path.is_file():
             try:
-                return pd.read_csv(path)
+                return pd.read_csv(path, dtype={"exp_key": str, "engine_version": str})
             except (ValueError, OSError) as error:
                 raise ConfigError(f"{path}: not a CSV table ({error})") from None
     return None
