@@ -214,9 +214,10 @@ class _Run:
     def _result(self, wall_s: float, events: int) -> RunResult:
         requests = self.requests.frame()
         self._check(requests)
-        end_s = float(requests["finish_s"].max()) if len(requests) else 0.0
-        first_s = float(requests["arrival_s"].min()) if len(requests) else 0.0
-        totals = combine(self.accountings, end_s - first_s, len(self.replicas), end_s)
+        preemptions = self.lives.preemption_table()
+        last_step_s = max([replica.end_s for replica in self.replicas])
+        end_s = max(float(requests["finish_s"].max()), last_step_s) if len(requests) else 0.0
+        totals = combine(self.accountings, len(self.replicas), end_s, requests, preemptions)
         caches = [replica.kv for replica in self.replicas]
         gpu = self.spec.replicas[0].gpu
         dtype = "bf16" if "bf16" in gpu.peak_flops else next(iter(gpu.peak_flops))
@@ -237,7 +238,7 @@ class _Run:
             peaks={"flops_per_s": gpu.peak_flops[dtype], "bytes_per_s": gpu.hbm_bytes_per_s},
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),
-            preemptions=self.lives.preemption_table(),
+            preemptions=preemptions,
             chunks=self.lives.chunk_table(),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns=dict(self.trace.columns),

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..cost.work import KERNELS
+from .presence import presence
 from .result import StepTotals
 from .series import SeriesBins
 from .step_bins import StepBins
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 SUMMED = ("prefill_tokens", "emitted_tokens", "steps", *(f"kernel_{name}_s" for name in KERNELS))
-AVERAGED = ("running", "waiting", "kv_used_frac", "busy_frac")
+AVERAGED = ("kv_used_frac", "busy_frac")
 ADDITIVE_WORK = (
     "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "n_decode", "logits_rows",
 )  # fmt: skip
@@ -94,8 +95,6 @@ class StepAccounting:
             amounts["prefill_tokens"] = columns["prefill_tokens"][rows].astype(float)
             amounts["emitted_tokens"] = columns["emitted_tokens"][rows].astype(float)
             amounts["steps"] = n_steps[rows]
-            amounts["running"] = columns["n_running"][rows] * lasted
-            amounts["waiting"] = columns["n_waiting"][rows] * lasted
             amounts["kv_used_frac"] = columns["kv_used_blocks"][rows] / self.kv_blocks[replica] * lasted
             amounts["busy_frac"] = lasted
             self.bins.add(columns["start_s"][rows], lasted, amounts)
@@ -114,8 +113,11 @@ class StepAccounting:
             cell[1] += s
 
 
-def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: float) -> StepTotals:
-    """One `StepTotals` of the accountings of all cost models; `span_s`: first arrival to the end of the run."""
+def combine(
+    parts: list[StepAccounting], n_replicas: int, end_s: float, requests: pd.DataFrame, preemptions: pd.DataFrame
+) -> StepTotals:
+    """One `StepTotals` of the accountings of all cost models; `end_s`: of the last step or request."""
+    first_s = float(requests["arrival_s"].min()) if len(requests) else end_s
     seconds: dict[str, dict[str, float]] = {}
     for part in parts:
         for kernel, bounds in part.seconds.items():
@@ -136,14 +138,22 @@ def combine(parts: list[StepAccounting], span_s: float, n_replicas: int, end_s: 
     return StepTotals(
         seconds=seconds,
         busy_s=busy,
-        idle_s=max(0.0, span_s * n_replicas - busy),
+        idle_s=max(0.0, (end_s - first_s) * n_replicas - busy),
         flops=sum(part.flops for part in parts),
         hbm_bytes=sum(part.hbm_bytes for part in parts),
         steps=sum(part.steps for part in parts),
-        series=series.frame(AVERAGED, end_s),
+        series=_with_presence(series.frame(AVERAGED, end_s), requests, preemptions),
         step_histogram=pd.DataFrame(rows, columns=["n_decode_bin", "prefill_bin", "steps", "seconds"]),
         step_bins=step_bins.frame(),
     )
+
+
+def _with_presence(series: pd.DataFrame, requests: pd.DataFrame, preemptions: pd.DataFrame) -> pd.DataFrame:
+    """The series with the mean numbers of running and waiting requests."""
+    width = series["width_s"].to_numpy()
+    edges = np.append(series["t_s"].to_numpy(), series["t_s"].iloc[-1] + width[-1])
+    waiting, running = presence(requests, preemptions, edges)
+    return series.assign(running=running / width, waiting=waiting / width)
 
 
 def _bin_top(exponent: int) -> int:

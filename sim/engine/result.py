@@ -41,8 +41,8 @@ STEP_COLUMNS: dict[str, type] = {
     "n_decode": np.int64,
     "context_tokens": np.int64,  # of the first attention window
     "logits_rows": np.int64,
-    "n_running": np.int64,
-    "n_waiting": np.int64,
+    "n_running": np.int64,  # sequences computed
+    "n_waiting": np.int64,  # in the queue at its end, new arrivals aside
     "kv_used_blocks": np.int64,
     "emitted_tokens": np.int64,  # over all n_steps
 }
@@ -98,9 +98,9 @@ class StepTotals:
     """Step log folded while the run goes on; what reports and summaries need when steps are not recorded.
 
     `seconds` {kernel: {bound: s}} summed over all steps and replicas; `busy_s`, `idle_s` summed over replicas (idle:
-    from the first arrival to the end of the run); `flops`, `hbm_bytes` per GPU of a TP group, summed.
+    from the first arrival to the last step or request); `flops`, `hbm_bytes` per GPU of a TP group, summed.
     `series`: one row a time bin (equal widths, at most 2048): `t_s` bin start, `width_s`, and time-weighted means
-    running, waiting, kv_used_frac, busy_frac, plus sums per bin prefill_tokens, emitted_tokens, steps, seconds by kernel
+    running, waiting (of requests, see `presence`), kv_used_frac, busy_frac, plus sums per bin prefill_tokens, emitted_tokens, steps, seconds by kernel
     (columns `kernel_<name>_s`).
     `step_histogram`: columns n_decode_bin, prefill_bin, steps, seconds, for batch-size and step-time pictures.
     `step_bins`: steps and seconds by time and batch size, duration, tokens, place on the roofline (see `StepBins`).

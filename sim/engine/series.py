@@ -60,6 +60,7 @@ class SeriesBins:
 
     def frame(self, averaged: tuple[str, ...], end_s: float) -> pd.DataFrame:
         """Bins up to `end_s`; `averaged` names are divided by the width (of the last bin: what is left of it)."""
+        self._fit(end_s)
         n = min(MAX_BINS, int(np.ceil(end_s / self.width_s))) or 1
         t = np.arange(n) * self.width_s
         width = np.full(n, self.width_s)
