@@ -98,7 +98,7 @@ class Clients:
         self.ingest_per_token_s = ingest_per_token_s
         self.outstanding = 0
         self.held: deque[int] = deque()
-        self.deadlines: list[tuple[float, int, Sequence]] = []  # a heap: ingest may change the order of arrival
+        self.deadlines: list[tuple[float, int, Sequence]] = []  # a heap
         self.watched_s = inf
         self.next_turn = _next_turns(trace) if replay == "closed" else {}
         self._order(trace, replay)

@@ -114,7 +114,11 @@ class StepAccounting:
 
 
 def combine(
-    parts: list[StepAccounting], n_replicas: int, end_s: float, requests: pd.DataFrame, preemptions: pd.DataFrame
+    parts: list[StepAccounting],
+    n_replicas: int,
+    end_s: float,
+    requests: pd.DataFrame,
+    preemptions: pd.DataFrame,
 ) -> StepTotals:
     """One `StepTotals` of the accountings of all cost models; `end_s`: of the last step or request."""
     first_s = float(requests["arrival_s"].min()) if len(requests) else end_s
