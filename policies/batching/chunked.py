@@ -29,7 +29,9 @@ class ChunkedPolicy(BatchBase):
             chunks = self._continue_prompts(view, set())
             gone = self._room(view, chunks)
             if gone:
-                kept = [(seq, c) for seq, c in chunks if seq not in gone]  # room was made for these, not for more
+                kept = [
+                    (seq, c) for seq, c in chunks if seq not in gone
+                ]  # room was made for these, not for more
                 return Plan(kept, preempt=in_preemption_order(view, gone))
             budget -= sum([c for _, c in chunks])
             free -= sum([view.blocks_needed(s, c) for s, c in chunks])

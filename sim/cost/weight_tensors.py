@@ -45,7 +45,8 @@ def weight_memory(model: ModelSpec, *, tp: int = 1, dtype: Dtype | None = None, 
         ConfigError: the heads or the FFN cannot be split `tp` ways.
     """
     per_layer = (
-        sum(t.copies * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype)) / model.n_layers
+        sum(t.copies * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype))
+        / model.n_layers
     )
     rope = allocated_bytes(rope_table_bytes(model, dtype))
     table = allocated_bytes(vocabulary_bytes(model, tp, dtype))

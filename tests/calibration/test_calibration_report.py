@@ -29,7 +29,9 @@ def test_no_kernel_stands_above_the_roof_and_the_shares_are_whole():
     assert set(points["class"]) == {"linear", "attention", "elementwise"}
 
 
-@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-2-7b", "gemma-2-27b", "mixtral-8x7b", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "model", ["llama-3.1-8b", "llama-2-7b", "gemma-2-27b", "mixtral-8x7b", "deepseek-v3"]
+)
 def test_kernels_add_up_to_the_step_of_the_cost_model(model):
     cost = priced(model)
     for shape in (step_shape("decode", 16, 1024), step_shape("prefill", 1, 512)):

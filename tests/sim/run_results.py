@@ -17,9 +17,7 @@ def gaps(*rows: tuple[float, float, int, int]) -> Gaps:
     """Gaps from (first_s, delta_s, n, weight) rows."""
     table = np.array(rows, dtype=np.float64).reshape(-1, 4)
     at_s = np.arange(len(table), dtype=np.float64)
-    return Gaps(
-        table[:, 0], table[:, 1], table[:, 2].astype(np.int64), table[:, 3].astype(np.int64), at_s
-    )
+    return Gaps(table[:, 0], table[:, 1], table[:, 2].astype(np.int64), table[:, 3].astype(np.int64), at_s)
 
 
 def expanded(g: Gaps) -> np.ndarray:
