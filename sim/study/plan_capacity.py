@@ -23,6 +23,10 @@ START_FRAC = 0.25
 """First rate as a share of the bound: under latency objectives engines reach 20-40 % of the physical floor's rate."""
 
 
+LOOKED = ("good_frac", "ttft_p99", "tpot_p99")
+"""What is kept of each look at a rate, for curves over it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How finely to look: requests in a probe, relative width of the last bracket, and how many replications at least
@@ -42,7 +46,8 @@ class Capacity:
 
     `limit`: what fails just above. `figures`: means over the replications' highest carried loads; `at_load`: those of
     one replica under its share of the planned load. `probes`, `requests`: simulated in all. Rate 0: not even the
-    least load that was tried meets the objectives.
+    least load that was tried meets the objectives. `looks`: every rate that was tried {rate_per_s, ok, good_frac,
+    ttft_p99, tpot_p99}.
     """
 
     rate_per_s: float
@@ -54,6 +59,7 @@ class Capacity:
     at_load: dict[str, float]
     probes: int
     requests: int
+    looks: tuple[dict[str, float], ...] = ()
 
 
 class Search:
@@ -113,12 +119,15 @@ def capacity(
     rates: list[float] = []
     bests: list[dict[str, float]] = []
     limits: list[str] = []
+    looks: list[dict[str, float]] = []
 
     def look(rate: float) -> Probe:
         nonlocal probes, requests
         load = at_rate(trace, rate, effort.requests, setup.config.seed + len(rates))
         probes, requests = probes + 1, requests + len(load)
-        return probe(setup, load, slo)
+        seen = probe(setup, load, slo)
+        looks.append({"rate_per_s": rate, "ok": seen.ok} | {n: seen.figures[n] for n in LOOKED if n in seen.figures})
+        return seen
 
     while len(rates) < effort.most:
         search = Search(look, ceiling, ceiling / 4096)
@@ -135,7 +144,7 @@ def capacity(
     low, high = interval(rates)
     figures = {k: fmean([b[k] for b in bests if k in b]) for k in (bests[0] if bests else ())}
     limit = max(sorted(set(limits)), key=limits.count)
-    return Capacity(mean, low, high, len(rates), limit or "the bound", figures, at_load, probes, requests)
+    return Capacity(mean, low, high, len(rates), limit or "the bound", figures, at_load, probes, requests, tuple(looks))
 
 
 def _settled(rates: list[float], load_per_s: float, effort: Effort) -> bool:

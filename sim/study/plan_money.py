@@ -69,7 +69,7 @@ class Ledger:
         row = replace(
             base, why=found.limit, rate_per_s=found.rate_per_s, low_per_s=found.low_per_s,
             high_per_s=found.high_per_s, replications=found.replications, figures=found.figures,
-            at_load=found.at_load,
+            at_load=found.at_load, looks=found.looks,
         )  # fmt: skip
         if not found.rate_per_s:
             return replace(row, status="infeasible", why=f"{found.limit} at any load")

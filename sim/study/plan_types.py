@@ -28,7 +28,8 @@ class Row:
     why          of a status other than simulated; of a simulated one, what fails just above its rate
     replicas     that the load needs by its sustainable rate; None: more than allowed
     pareto       no simulated one is as good in price, TTFT p99 and TPOT p99 at the load and better in one of them
-    `figures` at the highest rate of one replica, `at_load` under its share of the planned load.
+    `figures` at the highest rate of one replica, `at_load` under its share of the planned load; `looks`: what one
+    replica did at every rate that was tried.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Row:
     figures: Mapping[str, float] = field(default_factory=dict)
     at_load: Mapping[str, float] = field(default_factory=dict)
     pareto: bool = False
+    looks: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
