@@ -1,6 +1,6 @@
 """Simulate LLM serving: specs, cost model, engine, cluster, studies, reports, the `simulate` command.
 
->>> from stepline.sim import simulate, compare, read_trace  # doctest: +SKIP
+>>> from stepline.sim import simulate, compare, plan, read_trace  # doctest: +SKIP
 >>> result = simulate(read_trace("chat.jsonl"), policy="chunked")  # doctest: +SKIP
 """
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from stepline.sim.report.summary import summary as summary
     from stepline.sim.study.compare import compare as compare
     from stepline.sim.study.config import RunConfig as RunConfig
+    from stepline.sim.study.plan import plan as plan
     from stepline.sim.study.run import simulate as simulate
     from stepline.traces.reading import read_trace as read_trace
 
 _FACADE = {
     "simulate": "stepline.sim.study.run",
     "compare": "stepline.sim.study.compare",
+    "plan": "stepline.sim.study.plan",
     "RunConfig": "stepline.sim.study.config",
     "Comparison": "stepline.sim.report.paired",
     "summary": "stepline.sim.report.summary",
@@ -27,7 +29,7 @@ _FACADE = {
 }
 """Public name: module that holds it, imported when first used (PEP 562), so that `import stepline.sim` is free."""
 
-__all__ = ["Comparison", "RunConfig", "compare", "read_trace", "simulate", "summary"]
+__all__ = ["Comparison", "RunConfig", "compare", "plan", "read_trace", "simulate", "summary"]
 
 
 def __getattr__(name: str) -> Any:

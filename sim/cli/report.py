@@ -32,6 +32,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
     if args.format not in FORMATS:
         raise ConfigError(f"--format: got {args.format!r}{nearest(args.format, FORMATS)}")
+    if _is_plan(args.directories[0]):
+        _say(args, _write_plan(args))
+        return 0
     tables = _read(args.directories)
     if args.format == "md":
         _write_markdown(tables, args.out)
@@ -65,6 +68,29 @@ def _parser() -> Parser:
 def _say(args: Any, what: object) -> None:
     if not args.quiet:
         print(f"report    {what}")
+
+
+def _is_plan(directory: Path) -> bool:
+    return (directory / "plan.json").is_file()
+
+
+def _write_plan(args: Any) -> Path:
+    """The page of a plan, made again from its directory."""
+    import orjson
+    from stepline.sim.report.plan_page import plan_page
+    from stepline.sim.report.run_tables import read_manifest
+
+    directory: Path = args.directories[0]
+    if len(args.directories) > 1 or args.format != "html":
+        raise ConfigError(f"{directory}: is a plan, which makes one page of its own (--format html)")
+    place: Path = args.out or directory / "plan.html"
+    check_parent(place, "--out")
+    plan = orjson.loads((directory / "plan.json").read_bytes())
+    if "answer" not in plan:
+        raise ConfigError(f"{directory}: written by an older version; make the plan again")
+    command = read_manifest(directory)["command"]
+    write_whole(place, plan_page(plan, plan["answer"], command).encode())
+    return place
 
 
 def _read(directories: Sequence[Path]) -> RunTables | ComparisonTables:

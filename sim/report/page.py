@@ -54,17 +54,17 @@ def _page(runs: Sequence[RunTables], heading: str, top: str, body: str, focus: s
     made = [chart for chart in charts(data, runs[0].manifest["peaks"]) if chart.name not in zero]
     fills = {
         "@TITLE@": escape(heading),
-        "@CSS@": _resource("style.css"),
+        "@CSS@": resource("style.css"),
         "@HEADING@": escape(heading),
         "@SUBTITLE@": escape(subtitle(runs)),
         "@VERDICT@": top,
         "@BODY@": _chart_sections(made, data) + body,
         "@FOOTER@": escape(_footer(runs[0])),
-        "@DATA@": _script_json(_content(runs, data, made, focus or data.labels[0])),
+        "@DATA@": script_json(_content(runs, data, made, focus or data.labels[0])),
         "@VEGA@": vega_bundle(),
-        "@APP@": _resource("app.js"),
+        "@APP@": resource("app.js"),
     }
-    return fill(_resource("page.html"), fills)
+    return fill(resource("page.html"), fills)
 
 
 def fill(template: str, fills: Mapping[str, str]) -> str:
@@ -138,7 +138,7 @@ def _rounded(value: float, digits: int = _DIGITS) -> float | int | None:
     return int(short) if short.is_integer() and abs(short) < 2**53 else short
 
 
-def _script_json(content: Any) -> str:
+def script_json(content: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     return orjson.dumps(content).decode().replace("<", "\\u003c")
 
@@ -160,5 +160,6 @@ def _footer(run: RunTables) -> str:
     return f"{text}; {run.summary['percentile_method']}"
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file of `assets`."""
     return (files(__package__) / "assets" / name).read_text(encoding="utf-8")

@@ -120,7 +120,7 @@ def latency_section(summary: Summary) -> str:
         for label, key, meaning in LATENCIES
     )
     time = f'<p class="dim">GPU time: {escape(time_text(summary))}</p>'
-    return _section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>", time)
+    return section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>", time)
 
 
 def observed_section(summary: Summary) -> str:
@@ -133,7 +133,7 @@ def observed_section(summary: Summary) -> str:
         for source in ("measured", "simulated"):
             cells = "".join(f"<td>{seconds_text(found[source][name])}</td>" for name in STATISTICS)
             rows += f"<tr><td>{key.removesuffix('_s').upper()} {source}</td>{cells}</tr>"
-    return _section("Measured and simulated", f"<table><tr><th></th>{head}</tr>{rows}</table>")
+    return section("Measured and simulated", f"<table><tr><th></th>{head}</tr>{rows}</table>")
 
 
 def side_by_side_section(comparison: ComparisonTables) -> str:
@@ -147,7 +147,7 @@ def side_by_side_section(comparison: ComparisonTables) -> str:
             f'<td class="best">{text}</td>' if best else f"<td>{text}</td>" for text, best in cells
         )
         rows += "</tr>"
-    return _section("Side by side", f"<table><tr><th></th>{head}</tr>{rows}</table>")
+    return section("Side by side", f"<table><tr><th></th>{head}</tr>{rows}</table>")
 
 
 def differences_section(comparison: ComparisonTables) -> str:
@@ -164,7 +164,7 @@ def differences_section(comparison: ComparisonTables) -> str:
         for name in names
     )
     note = f'<p class="dim">{escape(comparison.method)}; dim: the interval holds 0</p>'
-    return _section("Paired differences", f"<table><tr><th></th>{head}</tr>{rows}</table>", note)
+    return section("Paired differences", f"<table><tr><th></th>{head}</tr>{rows}</table>", note)
 
 
 def _difference(row: Mapping[str, Any]) -> str:
@@ -184,10 +184,11 @@ def verdicts_section(runs: Sequence[RunTables]) -> str:
         f"{escape(run.summary['verdict']['headline'])}</td></tr>"
         for run in runs
     )
-    return _section("What bounds each run", f"<table>{rows}</table>")
+    return section("What bounds each run", f"<table>{rows}</table>")
 
 
-def _section(title: str, table: str, note: str = "") -> str:
+def section(title: str, table: str, note: str = "") -> str:
+    """A heading and a card with a table that scrolls sideways where it must."""
     return (
         f'<section><h2>{title}</h2><div class="card"><div class="scroll">{table}</div>{note}</div></section>'
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..report.plan_page import plan_page
 from ..report.run_dir import MANIFEST, atomic_dir, json_bytes, versions, write_json
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from .plan_types import Fleet, PlanResult, Row
+    from .plan_types import PlanResult, Row
 
 COLUMNS = (
     "label", "status", "replicas", "gpus", "usd_per_hour", "usd_per_million_tokens", "usd_per_million_output_tokens",
@@ -42,6 +43,7 @@ def as_dict(plan: PlanResult) -> dict[str, Any]:
     """The whole plan, JSON-able; without wall time, so that the same plan has the same bytes."""
     return {
         "schema_version": 1,
+        "answer": answer(plan),
         "load": {
             "requests_per_s": plan.load_per_s,
             "tokens_per_request": plan.tokens_per_request,
@@ -70,7 +72,8 @@ def write_plan(plan: PlanResult, target: Path, command: str) -> None:
         (work / "plan.json").write_text(as_json(plan), encoding="utf-8")
         svg = picture(plan)
         (work / "plan.svg").write_text(svg, encoding="utf-8")
-        (work / "plan.html").write_text(_page(plan, svg, command), encoding="utf-8")
+        page = plan_page(json.loads(as_json(plan)), answer(plan), command)
+        (work / "plan.html").write_text(page, encoding="utf-8")
         manifest = {"schema_version": 1, "kind": "plan", "command": command, "versions": versions()}
         write_json(work / MANIFEST, {**manifest, "wall_s": plan.wall_s})
 
@@ -242,35 +245,3 @@ def _chart(plan: PlanResult) -> dict[str, Any]:
              "mark": {"type": "text", "dx": 9, "align": "left", "fontSize": 10}, "encoding": {"text": text}},
         ],
     }  # fmt: skip
-
-
-_STYLE = (
-    "body{font:14px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;font-size:12px;margin:1em 0}td,th{padding:3px 8px;text-align:right;"
-    "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}code{background:#f4f4f4;padding:2px 4px}"
-)
-
-
-def _page(plan: PlanResult, svg: str, command: str) -> str:
-    tables = [("Candidates", frame(plan)), ("Fleets that were simulated, in order", _fleets(plan.fleets)),
-              ("Other loads", plan.load_sensitivity), ("Calibration", plan.cost_sensitivity)]  # fmt: skip
-    body = "".join(f"<h2>{escape(title)}</h2>{_html(table)}" for title, table in tables if len(table))
-    return (
-        f"<!doctype html><meta charset=utf-8><title>plan</title><style>{_STYLE}</style><h1>Plan</h1>"
-        f"<p>{escape(answer(plan))}</p>{svg}{body}<p><code>{escape(command)}</code></p>\n"
-    )
-
-
-def _fleets(fleets: Sequence[Fleet]) -> pd.DataFrame:
-    import pandas as pd
-
-    names = ("label", "replicas", "gpus", "usd_per_hour", "ok", "why_not")
-    return pd.DataFrame([
-        {**{n: getattr(f, n) for n in names}, "ttft_p99_s": f.figures.get("ttft_p99"), "tpot_p99_s": f.figures.get("tpot_p99")}
-        for f in fleets
-    ])  # fmt: skip
-
-
-def _html(table: pd.DataFrame) -> str:
-    text: str = table.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.4g}")
-    return text
