@@ -56,6 +56,9 @@ STEPS: dict[str, float] = {
 }
 """Constants that can be fitted, with the step of their finite difference."""
 
+UNFELT = 1e-6
+"""A constant whose whole value changes no time by more than this fraction is not fitted."""
+
 DEFAULT_NAMES = (
     "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
     "output_per_seq_s", "tp_output_delay_s",
@@ -205,18 +208,25 @@ def fit_host(
 
 
 def _solve(jacobian: Array, points: Points, values: Array, rows: NDArray[np.bool_]) -> Array:
-    """Change of the constants that lowers the weighted residuals of `rows` most, robust, none below 0."""
-    from scipy.optimize import least_squares, lsq_linear
+    """Change of the constants that lowers the weighted residuals of `rows` most, robust, none below 0.
 
-    scale = np.array([max(v, 1e-12) for v in np.abs(jacobian[rows]).max(axis=0)])
-    a = jacobian[rows] * points.weight[rows, None] / scale
+    A constant that moves no residual (host time that never binds) stays as it is.
+    """
+    from scipy.optimize import least_squares
+
+    scale = np.abs(jacobian[rows]).max(axis=0)
+    felt = scale * np.maximum(values, 1e-6) > UNFELT
+    change = np.zeros(len(values))
+    if not felt.any():
+        return change
+    a = jacobian[rows][:, felt] * points.weight[rows, None] / scale[felt]
     b = points.residual[rows] * points.weight[rows]
-    start = lsq_linear(a, -b, bounds=(-values * scale - 1e-15, np.inf)).x
+    lowest = -values[felt] * scale[felt] - 1e-12
     found = least_squares(
-        lambda x: a @ x + b, np.maximum(start, -values * scale), bounds=(-values * scale - 1e-15, np.inf),
-        loss="soft_l1", f_scale=2.0,
-    )  # fmt: skip
-    return np.asarray(found.x / scale)
+        lambda x: a @ x + b, np.zeros(int(felt.sum())), bounds=(lowest, np.inf), loss="soft_l1", f_scale=2.0
+    )
+    change[felt] = found.x / scale[felt]
+    return change
 
 
 def _standard_errors(jacobian: Array, points: Points) -> Array:

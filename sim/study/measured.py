@@ -131,6 +131,11 @@ class Experiment:
         return next(name for name, replay in SETS.items() if replay == self.replay)
 
     @property
+    def prefill_first(self) -> bool:
+        """Whether the engine computes waiting prompts in steps of their own before it decodes on (SGLang's default)."""
+        return self.engine.lower() == "sglang"
+
+    @property
     def disaggregated(self) -> bool:
         """Whether prompts were computed on other instances than the ones that decoded."""
         return "prefill +" in self.workload

@@ -122,6 +122,8 @@ def settings_for(experiment: Experiment) -> RunConfig:
         settings["dtype"] = "fp8"
     elif "bf16" not in precision and "fp16" not in precision and "fp8" not in precision and precision:
         settings["dtype"] = precision
+    if experiment.prefill_first:
+        settings["policy"] = "continuous"
     if experiment.replay == "closed":
         settings["max_concurrency"] = experiment.concurrency
     if experiment.replay == "closed":

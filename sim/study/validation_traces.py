@@ -221,8 +221,10 @@ def _whole(experiment: Experiment, name: str, value: float | None) -> int:
 def _closed(experiment: Experiment, seed: int) -> Load:
     """All requests due at once; the concurrency limit of the run sends them. Random tokens: nothing is shared.
 
-    Clients of a real run fall out of step with each other. Simulated ones of equal lengths would stay in step for ever,
-    so the first request of each ends after a random part of its output, as in the stationary state of a renewal process.
+    Under an engine that mixes prompts and decodes, clients of a real run fall out of step with each other. Simulated
+    ones of equal lengths would stay in step for ever, so the first request of each ends after a random part of its
+    output, as in the stationary state of a renewal process. Where prompts go first, clients stay in step: whoever asks
+    while a prompt is computed is served before the decodes go on.
     """
     clients = experiment.concurrency
     if clients is None:
@@ -230,10 +232,20 @@ def _closed(experiment: Experiment, seed: int) -> Load:
     n = clients * WAVES
     output = _whole(experiment, "osl_spec", experiment.output_tokens)
     outputs = np.full(n, output)
+    if experiment.prefill_first:
+        return Load(_loop(experiment, outputs), np.full(n, experiment.stages[0].index))
     parts = stream(seed, "validate", experiment.key).random(clients)
     outputs[:clients] = np.maximum(np.ceil(output * parts), 1)
-    trace = Trace(np.zeros(n), np.full(n, input_tokens(experiment)), outputs, source=experiment.key)
-    return Load(trace, np.full(n, experiment.stages[0].index), whole=np.arange(n) >= clients)
+    return Load(
+        _loop(experiment, outputs),
+        np.full(n, experiment.stages[0].index),
+        whole=np.arange(n) >= clients,
+    )
+
+
+def _loop(experiment: Experiment, outputs: NDArray[np.int64]) -> Trace:
+    n = len(outputs)
+    return Trace(np.zeros(n), np.full(n, input_tokens(experiment)), outputs, source=experiment.key)
 
 
 # --- shared prefixes
