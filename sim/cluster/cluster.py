@@ -25,15 +25,14 @@ from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
+from .handoff import Handoff, Ones
 from .router import Router
 from .spec import ClusterSpec, ReplicaSpec
 
 if TYPE_CHECKING:
     from stepline.traces.trace import Trace
 
-    from ..engine.contracts import (
-        EvictionPolicy,
-    )
+    from ..engine.contracts import EvictionPolicy, RoutingPolicy
     from ..engine.sequence import Sequence
 
 __all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
@@ -78,7 +77,8 @@ class _Run:
         self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
         self.router = self._router()
-        door: Any = self.router or self.replicas[0]
+        self.handoff = self._handoff()
+        door: Any = self.handoff or self.router or self.replicas[0]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
         self.clients = Clients(
@@ -97,18 +97,35 @@ class _Run:
         self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
 
     def _router(self) -> Router | None:
-        """None for a lone replica whose router would have nothing to decide: its clients talk to it directly."""
-        policy = self.spec.routing
-        if len(self.replicas) == 1 and not getattr(policy, "holds", False):
+        """The router that clients meet; None for a lone replica whose router would have nothing to decide."""
+        spec = self.spec
+        if len(self.replicas) == 1 and not getattr(spec.routing, "holds", False):
             return None
+        pools = spec.disaggregation
+        return self._router_of(
+            self.replicas if pools is None else self.replicas[: pools.prefill], spec.routing
+        )
+
+    def _router_of(self, replicas: list[Replica], policy: RoutingPolicy | None) -> Router:
         return Router(
             self.env,
-            self.replicas,
+            replicas,
             copy.deepcopy(policy),  # type: ignore[arg-type]  # `check` has refused None
             on_dropped=self._dropped,
             over=lambda: len(self.requests) == len(self.trace),
             scrape_interval_s=self.spec.scrape_interval_s,
         )
+
+    def _handoff(self) -> Handoff | None:
+        """What carries requests from the prefill pool to the decode pool, if there are two."""
+        spec, pools = self.spec, self.spec.disaggregation
+        if pools is None or self.router is None:
+            return None
+        for replica in self.replicas[: pools.prefill]:
+            replica.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
+            replica.parked = {}
+        back = self._router_of(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
+        return Handoff(self.env, pools, spec.replicas, self.router, back, self._dropped)
 
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
@@ -160,10 +177,14 @@ class _Run:
 
     def _ended(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
         """A request has ended on replica `index`; its client knows at `time_s`."""
+        if self.handoff is not None and self.handoff.takes(self.replicas[index], seq, status):
+            return
         if status == FINISHED and time_s > seq.patient_until_s:
             status, time_s = TIMED_OUT, seq.patient_until_s
         self.requests.add(seq, index, time_s, tokens, status)
-        if self.router is not None:
+        if self.handoff is not None:
+            self.handoff.ended(self.replicas[index], seq)
+        elif self.router is not None:
             self.router.ended(self.replicas[index], seq)
         if self.watched and not seq.aborted:  # else the client has gone on already
             self.clients.ended(seq, time_s)
@@ -242,7 +263,12 @@ class _Run:
             chunks=self.lives.chunk_table(),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns=dict(self.trace.columns),
+            fleet=self._fleet(),
         )
+
+    def _fleet(self) -> dict[str, Any]:
+        """What only a fleet has, by part; empty for plain replicas."""
+        return {} if self.handoff is None else {"disaggregation": self.handoff.figures()}
 
     def _steps(self) -> pd.DataFrame | None:
         if not self.spec.record_steps:
@@ -258,6 +284,8 @@ class _Run:
         """Nothing lost: every request ended once, every block came back."""
         if self.router is not None:
             self.router.check()
+        if self.handoff is not None:
+            self.handoff.check()
         if len(requests) != len(self.trace) or (requests["status"] == UNFINISHED).any():
             raise InvariantError(f"{len(self.trace)} requests in, {len(requests)} ended")
         for replica in self.replicas:

@@ -71,19 +71,37 @@ class Router:
         return self._send(seq, replica)
 
     def _choose(self, seq: Sequence) -> Replica | None:
-        if not self.open:
-            return None
-        chosen = self.policy.choose(seq, self.shown)
+        return self._ask(seq, self.open, self.shown) if self.open else None
+
+    def _ask(self, seq: Sequence, replicas: list[Replica], shown: list[Any]) -> Replica | None:
+        chosen = self.policy.choose(seq, shown)
         if chosen is None:
             return None
-        if not 0 <= chosen < len(self.open):
-            self._fail(seq, f"chose replica {chosen} of {len(self.open)}")
-        return self.open[chosen]
+        if not 0 <= chosen < len(replicas):
+            self._fail(seq, f"chose replica {chosen} of {len(replicas)}")
+        return replicas[chosen]
 
-    def _send(self, seq: Sequence, replica: Replica) -> bool:
+    def claim(self, seq: Sequence, fits: Callable[[Replica], bool]) -> Replica | None:
+        """The policy's choice among the replicas that fit, where the request counts from now on; `deliver` it later."""
+        able = [i for i, replica in enumerate(self.open) if fits(replica)]
+        if not able:
+            return None
+        replica = self._ask(seq, [self.open[i] for i in able], [self.shown[i] for i in able])
+        if replica is not None:
+            self._count(seq, replica)
+        return replica
+
+    def _count(self, seq: Sequence, replica: Replica) -> None:
         signals = self.signals[replica]
         signals.n_outstanding += 1
         signals.outstanding_tokens += seq.input_tokens
+
+    def _send(self, seq: Sequence, replica: Replica) -> bool:
+        self._count(seq, replica)
+        return self.deliver(seq, replica)
+
+    def deliver(self, seq: Sequence, replica: Replica) -> bool:
+        """Hand over a request that counts there already."""
         if seq.deadline_s is not None:
             self.where[seq] = replica
         if replica.submit(seq):
@@ -120,6 +138,15 @@ class Router:
             self.where.pop(seq, None)
         if self.pending:
             self.ask_again(replica.now_s)
+
+    def output_tokens(self, seq: Sequence) -> int:
+        """True output length of a request (for the engine's own checks, not for policies)."""
+        return next(iter(self.signals)).outputs[seq.index]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block in this pool."""
+        return next(iter(self.signals)).kv.block_size
 
     # -- those who wait ---------------------------------------------------------------------------------------------
 

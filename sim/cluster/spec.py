@@ -12,6 +12,7 @@ from ..cost.memory_ledger import kv_block_bytes
 from ..engine.replica import Limits
 from ..engine.swap import HostLink, SwapSpace
 from .clients import Replay
+from .handoff import Disaggregation
 
 if TYPE_CHECKING:
     from ..cost.specs import Dtype, EngineProfile, GpuSpec, ModelSpec
@@ -97,6 +98,7 @@ class ClusterSpec:
     """A cluster and its clients. `config` is what the result carries along as provenance.
 
     `scrape_interval_s`: the router knows its replicas only as of the last scrape (0: as they are).
+    `disaggregation`: some replicas compute prompts, the others decode, chosen by `decode_routing` (None: `routing`).
     """
 
     replicas: tuple[ReplicaSpec, ...]
@@ -108,6 +110,8 @@ class ClusterSpec:
     record_blocks: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     scrape_interval_s: float = 0.0
+    disaggregation: Disaggregation | None = None
+    decode_routing: RoutingPolicy | None = None
 
     def check(self) -> None:
         """Raise ConfigError unless it can run."""
@@ -120,5 +124,7 @@ class ClusterSpec:
                     f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
                 )
             replica.check()
+        if self.disaggregation is not None:
+            self.disaggregation.check(self.replicas)
         if len(self.replicas) > 1 and self.routing is None:
             raise ConfigError(f"--routing: got none for {len(self.replicas)} replicas, expected a policy")

@@ -80,7 +80,7 @@ class Replica:
         "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
         "end_s", "env", "event", "fed", "first_s", "gap_log", "grows", "horizon_s", "idle", "inbox", "index", "kv",
         "leaving", "life_log", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth",
-        "now_s", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged", "plan",
+        "now_s", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged", "parked", "plan",
         "policy", "preemption", "prefilling", "rows", "running", "spare_blocks", "start_s", "step_log", "steps",
         "swap", "view", "waiting", "whole", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
@@ -137,6 +137,7 @@ class Replica:
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
         self.leaving: list[tuple[Sequence, int]] = []
+        self.parked: dict[Sequence, int] | None = None  # finished ones whose KV stays until `let_go` (prefill pools)
         self.inbox: deque[tuple[float, Sequence]] = deque()
         self.grows = policy.reservation != "contiguous"
         self.paged: bool = policy.reservation == "paged"
@@ -223,6 +224,12 @@ class Replica:
             self.now_s = self.env.now
             if self._begin():
                 self._wait()
+
+    def let_go(self, seq: Sequence) -> bool:
+        """The KV of a parked sequence is needed here no longer (now). True: call `proceed`."""
+        if self.parked is not None and seq in self.parked:
+            self.kv.release(seq, self.parked.pop(seq))
+        return self.idle and bool(self.waiting)
 
     # -- what policies ask ------------------------------------------------------------------------------------------
 
@@ -330,7 +337,7 @@ class Replica:
         return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
 
     def _go_idle(self) -> None:
-        if self.running or self.waiting:
+        if (self.running or self.waiting) and not self.parked:
             self._fail(next(iter(self.running or self.waiting)), "idle while there is work that fits")
         self.plan = DECODE_ALL
         self.idle = True
@@ -706,7 +713,9 @@ class Replica:
             seq.computed_tokens = kv_tokens
         else:
             del self.running[seq]
-            if self.depth:
+            if self.parked is not None:
+                self.parked[seq] = kv_tokens
+            elif self.depth:
                 self.leaving.append((seq, kv_tokens))
             else:
                 self.kv.release(seq, kv_tokens)

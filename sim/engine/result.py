@@ -127,6 +127,7 @@ class RunResult:
     of one GPU. `steps`: columns `STEP_COLUMNS` when recorded. `simulator` {wall_s, events, steps}.
     `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
     `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
+    `fleet`: what only a fleet has (transfers, outages, scaling) by part, JSON-able; empty for plain replicas.
     `block_times`: how long evicted KV blocks had lived, when blocks are recorded.
     """
 
@@ -140,6 +141,7 @@ class RunResult:
     simulator: Mapping[str, float]
     steps: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
+    fleet: Mapping[str, Any] = field(default_factory=dict)
     preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
     chunks: pd.DataFrame | None = None
     block_times: BlockTimes | None = None

@@ -96,7 +96,7 @@ def _per_request(spec: ReplicaSpec, demand: Demand) -> tuple[float, float]:
 def _columns(spec: ReplicaSpec, demand: Demand) -> dict[str, Floats]:
     """The whole life of each request as one step: its work, without the weights that steps share."""
     c = demand.uncached.astype(np.float64)
-    total, decodes = demand.inputs.astype(np.float64), demand.outputs - 1.0
+    total, decodes = demand.inputs.astype(np.float64), demand.outputs.astype(np.float64) - 1.0
     columns: dict[str, Floats] = {
         "prefill_tokens": c,
         "prefill_seqs": np.ones(len(c)),

@@ -69,7 +69,15 @@ def spec(cost=None, policy=None, *, depth=0, caching=False, n_replicas=1, replay
     """A cluster of equal replicas; keyword arguments go to `ReplicaSpec` or `ClusterSpec`."""
     cluster = {
         k: kw.pop(k)
-        for k in ("client_timeout_s", "max_concurrency", "record_steps", "routing", "scrape_interval_s")
+        for k in (
+            "client_timeout_s",
+            "max_concurrency",
+            "record_steps",
+            "routing",
+            "scrape_interval_s",
+            "disaggregation",
+            "decode_routing",
+        )
         if k in kw
     }
     replica = {
