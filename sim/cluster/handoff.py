@@ -42,7 +42,7 @@ class Disaggregation:
     """
 
     prefill: int
-    link: Link = Link()
+    link: Link = Link()  # noqa: RUF009 - a frozen value
     overlap: bool = False
     first_token: FirstToken = "decode"
     hop_s: float | None = None

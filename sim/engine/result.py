@@ -100,8 +100,8 @@ class StepTotals:
     `seconds` {kernel: {bound: s}} summed over all steps and replicas; `busy_s`, `idle_s` summed over replicas (idle:
     from the first arrival to the last step or request); `flops`, `hbm_bytes` per GPU of a TP group, summed.
     `series`: one row a time bin (equal widths, at most 2048): `t_s` bin start, `width_s`, and time-weighted means
-    running, waiting (of requests, see `presence`), kv_used_frac, busy_frac, plus sums per bin prefill_tokens, emitted_tokens, steps, seconds by kernel
-    (columns `kernel_<name>_s`).
+    running, waiting (of requests, see `presence`), kv_used_frac, busy_frac, plus sums per bin prefill_tokens,
+    emitted_tokens, steps, seconds by kernel (columns `kernel_<name>_s`).
     `step_histogram`: columns n_decode_bin, prefill_bin, steps, seconds, for batch-size and step-time pictures.
     `step_bins`: steps and seconds by time and batch size, duration, tokens, place on the roofline (see `StepBins`).
     """
