@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from stepline.traces.errors import ConfigError, nearest
@@ -22,6 +22,7 @@ from ..cost.catalogue import (
 )
 from ..cost.memory import kv_block_bytes
 from ..cost.parameters import parameter_count
+from ..cost.registry import registered
 from ..cost.specs import EngineProfile, GpuSpec, ModelSpec
 from .parser import Parser
 
@@ -85,7 +86,7 @@ def policy_rows(names: Sequence[str]) -> list[Row]:
     rows = [
         {"kind": kind, "name": point.name, "what": _first_line(point), "target": point.value}
         for kind, group in POLICY_GROUPS.items()
-        for point in sorted(entry_points(group=group), key=lambda point: point.name)
+        for point in registered(group).values()
     ]
     known = {row["name"] for row in rows}
     for name in names:

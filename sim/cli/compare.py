@@ -115,8 +115,8 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     """Write the CSV, the page and a manifest; returns the directory."""
     import hashlib
 
-    from stepline.sim.study.grid_html import grid_html
     from stepline.sim.report.run_dir import atomic_dir, json_bytes, versions, write_json
+    from stepline.sim.study.grid_html import grid_html
 
     from .output import RUNS, file_name
 

@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import orjson
 from stepline.traces.errors import CalibrationError, nearest
 
+from .registry import registered
 from .residual import ResidualGrid
 
 SCHEMA_VERSION = 1
@@ -310,7 +310,7 @@ def _dense_numbers(text: str) -> str:
 
 def calibration_files() -> Iterator[Path]:
     """Every `*.json` of the directories registered as `stepline.calibrations`, by entry name, then file."""
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+    for entry in registered(ENTRY_POINT_GROUP).values():
         yield from sorted(Path(entry.load()()).glob("*.json"))
 
 

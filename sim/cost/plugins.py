@@ -6,7 +6,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from stepline.traces.errors import ConfigError, nearest
 
 from .calibration import Calibration, find_calibration, load_calibration
 from .datasheet import DatasheetCostModel
+from .registry import registered
 from .roofline import RooflineCostModel, context_column
 from .specs import GpuSpec, ModelSpec
 from .work import CostModel, Progression, StepCost, StepWork
@@ -144,15 +144,15 @@ _BUILT_IN: dict[str, Callable[..., Any]] = {"roofline": _roofline, "datasheet": 
 
 def known_cost_models() -> tuple[str, ...]:
     """Names that `load_cost_model` knows, built-in and registered."""
-    return tuple(sorted({*_BUILT_IN, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))}))
+    return tuple(sorted({*_BUILT_IN, *registered(ENTRY_POINT_GROUP)}))
 
 
 def _factory(name: str) -> Callable[..., Any]:
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    registered = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    if name in registered:
-        return registered[name].load()  # type: ignore[no-any-return]  # whatever the plug-in registered
+    plugins = registered(ENTRY_POINT_GROUP)
+    if name in plugins:
+        return plugins[name].load()  # type: ignore[no-any-return]  # whatever the plug-in registered
     module, _, attribute = name.partition(":")
     if not attribute:
         raise ConfigError(f"cost model: got {name!r}{nearest(name, known_cost_models())} or module:Class")

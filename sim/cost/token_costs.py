@@ -14,6 +14,9 @@ from .forms import Array, Split
 from .residual import gemm_features, moe_features
 from .specs import GpuSpec, ModelSpec
 
+FIRST_COUNTS = 1024
+"""Counts tabulated at first; doubled as needed, so that the largest is a power of two, as token budgets are."""
+
 
 class Part(Protocol):
     """One operator, all its layers together, priced by a count of tokens (or rows)."""
@@ -190,7 +193,9 @@ class CountTable:
 
     def grow(self, count: int) -> None:
         """Make `seconds[count]` exist."""
-        last = max(256, len(self.seconds) - 1)  # a power of two, as budgets are
+        if count < len(self.seconds):
+            return
+        last = max(FIRST_COUNTS, len(self.seconds) - 1)
         while last < count:
             last *= 2
         more = self.evaluate(np.arange(len(self.seconds), last + 1, dtype=float))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 SUMMED = ("prefill_tokens", "emitted_tokens", "steps", *(f"kernel_{name}_s" for name in KERNELS))
+HISTOGRAM_BINS = 64  # powers of two, more than there will be
 AVERAGED = ("kv_used_frac", "busy_frac")
 ADDITIVE_WORK = (
     "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "n_decode", "logits_rows",
@@ -88,12 +89,13 @@ class StepAccounting:
     def _series(self, columns: Columns, n_steps: Floats, by_kernel: dict[str, Floats]) -> None:
         replicas = columns["replica"]
         duration = columns["duration_s"]
-        for replica in np.unique(replicas).tolist():
-            rows = replicas == replica
+        present = np.flatnonzero(np.bincount(replicas.astype(np.int64))).tolist()
+        for replica in present:
+            rows = replicas == replica if len(present) > 1 else slice(None)
             amounts = {f"kernel_{k}_s": v[rows] for k, v in by_kernel.items()}
             lasted = duration[rows]
-            amounts["prefill_tokens"] = columns["prefill_tokens"][rows].astype(float)
-            amounts["emitted_tokens"] = columns["emitted_tokens"][rows].astype(float)
+            amounts["prefill_tokens"] = columns["prefill_tokens"][rows]
+            amounts["emitted_tokens"] = columns["emitted_tokens"][rows]
             amounts["steps"] = n_steps[rows]
             amounts["kv_used_frac"] = columns["kv_used_blocks"][rows] / self.kv_blocks[replica] * lasted
             amounts["busy_frac"] = lasted
@@ -103,14 +105,14 @@ class StepAccounting:
         """Add to the histogram over powers of two of decodes and of prompt tokens."""
         decode_bin = np.ceil(np.log2(np.maximum(columns["n_decode"], 0.5))).astype(np.int64)
         prefill_bin = np.ceil(np.log2(np.maximum(columns["prefill_tokens"], 0.5))).astype(np.int64)
-        cells, where = np.unique(decode_bin * 1000 + prefill_bin, return_inverse=True)
+        where = (decode_bin + 1) * HISTOGRAM_BINS + prefill_bin + 1  # bins begin at -1
         steps = np.bincount(where, n_steps)
         seconds = np.bincount(where, columns["duration_s"])
-        for code, n, s in zip(cells.tolist(), steps.tolist(), seconds.tolist(), strict=True):
-            decode, prefill = divmod(code + 1, 1000)  # bins begin at -1
-            cell = self.histogram.setdefault((decode, prefill - 1), [0.0, 0.0])
-            cell[0] += n
-            cell[1] += s
+        for code in np.flatnonzero(steps).tolist():
+            decode, prefill = divmod(code, HISTOGRAM_BINS)
+            cell = self.histogram.setdefault((decode - 1, prefill - 1), [0.0, 0.0])
+            cell[0] += steps[code]
+            cell[1] += seconds[code]
 
 
 def combine(

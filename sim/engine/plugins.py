@@ -8,11 +8,13 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from stepline.traces.errors import ConfigError, nearest
+
+from ..cost.registry import registered
 
 FLAGS = {
     "stepline.batch_policies": "--policy",
@@ -89,9 +91,9 @@ def _literal(value: str) -> object:
     return value
 
 
-def plugin_names(group: str) -> dict[str, EntryPoint]:
+def plugin_names(group: str) -> Mapping[str, EntryPoint]:
     """Registered plug-ins of a group by name, in alphabetical order."""
-    return {e.name: e for e in sorted(entry_points(group=group), key=lambda e: e.name)}
+    return registered(group)
 
 
 def load_plugin_class(group: str, target: str) -> type[Any]:

@@ -27,6 +27,9 @@ DECADES = {"batch": 5, "duration": 9, "intensity": 7, "flops": 11}
 KINDS = ("batch", "duration", "tokens", "roofline")
 TOKEN_BINS = 24  # powers of two up to 8 M tokens a step
 
+MOST_PENDING = 1 << 16
+"""Counts that `Cells` keeps before it sums them: sorting a lot at a time is cheaper than a little often."""
+
 FRAME_COLUMNS = ("what", "t_s", "x", "y", "steps", "seconds")
 
 
@@ -40,13 +43,15 @@ class StepBins:
     def __init__(self) -> None:
         self.width_s = FIRST_WIDTH_S
         self.grids = {what: np.zeros((2, TIME_BINS, _size(what))) for what in ("batch", "duration", "tokens")}
-        self.roofline: dict[int, Floats] = {}
+        self.roofline = Cells()
+        self.empty = True
 
     def add(self, columns: Columns, flops: Floats, hbm_bytes: Floats) -> None:
         """Take in a block of rows of the step log with FLOPs and HBM bytes of one (mean) step of each."""
         n, lasted, start = columns["n_steps"], columns["duration_s"], columns["start_s"]
         while start[-1] >= self.width_s * TIME_BINS:
             self._double()
+        self.empty = False
         t = (start / self.width_s).astype(np.int64)
         running = np.maximum(columns["n_running"], 1)
         tokens = np.maximum(columns["n_decode"] + columns["prefill_tokens"], 1)
@@ -59,7 +64,7 @@ class StepBins:
         if work.any():
             x = log_bin(flops[work] / hbm_bytes[work], "intensity")
             y = log_bin(flops[work] / step_s[work], "flops")
-            self._count_pairs(t[work], x, y, n[work], lasted[work])
+            self.roofline.add((t[work] * 1000 + x) * 1000 + y, n[work], lasted[work])
 
     def _count(self, what: str, t: Ints, x: Ints, steps: Floats, seconds: Floats) -> None:
         grid = self.grids[what]
@@ -70,24 +75,17 @@ class StepBins:
         for amount, into in zip((steps, seconds), grid, strict=True):
             into.reshape(-1)[first : first + length] += np.bincount(cell - first, amount, length)
 
-    def _count_pairs(self, t: Ints, x: Ints, y: Ints, steps: Floats, seconds: Floats) -> None:
-        cells, where = np.unique((t * 1000 + x) * 1000 + y, return_inverse=True)
-        sums = np.stack([np.bincount(where, steps), np.bincount(where, seconds)], axis=1)
-        for cell, row in zip(cells.tolist(), sums, strict=True):
-            found = self.roofline.get(cell)
-            self.roofline[cell] = row if found is None else found + row
-
     def _double(self) -> None:
         self.width_s *= 2
+        if self.empty:
+            return
         for what, grid in self.grids.items():
             merged = np.zeros_like(grid)
             merged[:, : TIME_BINS // 2] = grid[:, 0::2] + grid[:, 1::2]
             self.grids[what] = merged
-        old, self.roofline = self.roofline, {}
-        for cell, row in old.items():
-            t, rest = divmod(cell, 1_000_000)
-            moved = t // 2 * 1_000_000 + rest
-            self.roofline[moved] = self.roofline.get(moved, 0.0) + row
+        cells, steps, seconds = self.roofline.table()
+        self.roofline = Cells()
+        self.roofline.add(cells // 2_000_000 * 1_000_000 + cells % 1_000_000, steps, seconds)
 
     def merged(self, other: StepBins) -> StepBins:
         """The sums of both (of two cost models' replicas)."""
@@ -97,9 +95,8 @@ class StepBins:
         out = StepBins()
         out.width_s = self.width_s
         out.grids = {what: self.grids[what] + other.grids[what] for what in self.grids}
-        out.roofline = dict(self.roofline)
-        for cell, row in other.roofline.items():
-            out.roofline[cell] = out.roofline.get(cell, 0.0) + row
+        for part in (self, other):
+            out.roofline.add(*part.roofline.table())
         return out
 
     def frame(self) -> pd.DataFrame:
@@ -121,11 +118,39 @@ class StepBins:
         return _frame(columns)
 
     def _roofline_frame(self) -> pd.DataFrame:
-        cells = np.array(sorted(self.roofline), dtype=np.int64)
-        sums = np.array([self.roofline[c] for c in cells.tolist()]).reshape(-1, 2)
+        cells, steps, seconds = self.roofline.table()
         t, x, y = cells // 1_000_000, cells // 1000 % 1000, cells % 1000
         middle_x, middle_y = bin_middle(x, "intensity"), bin_middle(y, "flops")
-        return _frame(("roofline", t * self.width_s, middle_x, middle_y, sums[:, 0], sums[:, 1]))
+        return _frame(("roofline", t * self.width_s, middle_x, middle_y, steps, seconds))
+
+
+class Cells:
+    """Steps and seconds by cell of a grid that is mostly empty."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Ints, Floats, Floats]] = []
+        self.pending = 0
+
+    def add(self, cells: Ints, steps: Floats, seconds: Floats) -> None:
+        """Count steps and seconds in cells (their numbers >= 0, in any order, repeated or not)."""
+        self.parts.append((cells, steps, seconds))
+        self.pending += len(cells)
+        if self.pending > MOST_PENDING:
+            self.table()
+
+    def table(self) -> tuple[Ints, Floats, Floats]:
+        """The cells that hold something, in order, with their steps and seconds."""
+        if not self.parts:
+            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
+        cells, steps, seconds = (np.concatenate(column) for column in zip(*self.parts, strict=True))
+        unique, where = np.unique(cells, return_inverse=True)
+        self.parts = [(unique, _summed(where, steps), _summed(where, seconds))]
+        self.pending = 0
+        return self.parts[0]
+
+
+def _summed(where: Ints, amounts: Floats) -> Floats:
+    return np.bincount(where, amounts).astype(np.float64, copy=False)
 
 
 def empty_frame() -> pd.DataFrame:

@@ -47,7 +47,7 @@ class StepLog:
         """Hand all rows on, in order of start."""
         if not self.rows:
             return
-        table = np.array(self.rows, dtype=np.float64).reshape(-1, len(self.names))
+        table = np.fromiter(self.rows, np.float64, len(self.rows)).reshape(-1, len(self.names))
         self.rows.clear()
         if len(self.usable_blocks) > 1:
             table = table[np.argsort(table[:, ROW.index("start_s")], kind="stable")]

@@ -126,7 +126,9 @@ def capacity(
         load = at_rate(trace, rate, effort.requests, setup.config.seed + len(rates))
         probes, requests = probes + 1, requests + len(load)
         seen = probe(setup, load, slo)
-        looks.append({"rate_per_s": rate, "ok": seen.ok} | {n: seen.figures[n] for n in LOOKED if n in seen.figures})
+        looks.append(
+            {"rate_per_s": rate, "ok": seen.ok} | {n: seen.figures[n] for n in LOOKED if n in seen.figures}
+        )
         return seen
 
     while len(rates) < effort.most:
@@ -144,7 +146,9 @@ def capacity(
     low, high = interval(rates)
     figures = {k: fmean([b[k] for b in bests if k in b]) for k in (bests[0] if bests else ())}
     limit = max(sorted(set(limits)), key=limits.count)
-    return Capacity(mean, low, high, len(rates), limit or "the bound", figures, at_load, probes, requests, tuple(looks))
+    return Capacity(
+        mean, low, high, len(rates), limit or "the bound", figures, at_load, probes, requests, tuple(looks)
+    )
 
 
 def _settled(rates: list[float], load_per_s: float, effort: Effort) -> bool:
