@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import simpy
+from numpy.typing import NDArray
 from stepline.traces.errors import InvariantError
 
 from ..engine.accounting import StepAccounting, combine
@@ -72,7 +73,9 @@ class _Run:
         self.lives = LifeLog(with_chunks=spec.record_steps)
         self.block_log = BlockLog()
         self.blocks: list[Mapping[str, Any]] = []
-        self.outputs = array("q", trace.output_tokens.astype(np.int64).tobytes())
+        asked = _outputs(trace)
+        self.stopped = int((asked < trace.output_tokens).sum())
+        self.outputs = array("q", asked.tobytes())
         self.accountings: list[StepAccounting] = []
         self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
@@ -259,6 +262,7 @@ class _Run:
             peaks={"flops_per_s": gpu.peak_flops[dtype], "bytes_per_s": gpu.hbm_bytes_per_s},
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),
+            warnings=self._warnings(),
             preemptions=preemptions,
             chunks=self.lives.chunk_table(),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
@@ -269,6 +273,11 @@ class _Run:
     def _fleet(self) -> dict[str, Any]:
         """What only a fleet has, by part; empty for plain replicas."""
         return {} if self.handoff is None else {"disaggregation": self.handoff.figures()}
+
+    def _warnings(self) -> tuple[str, ...]:
+        if not self.stopped:
+            return ()
+        return (f"{self.stopped} requests have an output_length over their max_output_length: they stop there",)
 
     def _steps(self) -> pd.DataFrame | None:
         if not self.spec.record_steps:
@@ -294,3 +303,13 @@ class _Run:
                 raise InvariantError(
                     f"replica {replica.index}: {replica.kv.held} KV blocks held after the run"
                 )
+
+
+def _outputs(trace: Trace) -> NDArray[np.int64]:
+    """Tokens that each request generates: what the trace says, but a server stops at the client's limit."""
+    outputs = trace.output_tokens.astype(np.int64)
+    limits = trace.columns.get("max_output_tokens")
+    if limits is None:
+        return outputs
+    at_most = [n if limit is None else limit for limit, n in zip(limits, outputs.tolist(), strict=True)]
+    return np.minimum(outputs, np.array(at_most, dtype=np.int64))

@@ -344,7 +344,7 @@ class NaiveEngine:
             return False
         for block in found:
             self.pool.touch(block)
-        if found and self.rules.one_copy and len(found) > len(ask.contents):
+        if found and self.rules.one_copy:
             self.drop_unused(ask, len(found))
         ask.blocks += found
         ask.computed = computed = ask.computed + len(found) * self.size
@@ -356,8 +356,9 @@ class NaiveEngine:
         return True
 
     def drop_unused(self, ask: Ask, hit: int) -> None:
-        """Generated blocks after the hit are computed anew: the old ones are free at once."""
-        while (block := self.pool.find(ask.content(hit))) is not None:
+        """Blocks after the hit that belong to the same id, or are generated too, are computed anew: free at once."""
+        *owner, _ = ask.content(hit - 1)
+        while (block := self.pool.find((*owner, hit))) is not None and block.refs == 0:
             self.pool.forget(block)
             self.pool.free.remove(block)
             self.pool.free.insert(0, block)

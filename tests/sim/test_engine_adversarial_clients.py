@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stepline.policies.batching.chunked import ChunkedPolicy
+from stepline.policies.batching.orca import OrcaPolicy
+from stepline.policies.batching.static import StaticPolicy
 from stepline.sim.cost.specs import EngineProfile
 
 from .engine_kit import Affine, by_index, run, trace
@@ -86,3 +89,15 @@ def test_no_turn_is_lost_when_turns_are_rejected_or_time_out(depth, limit):
         key=lambda e: (round(e[0], 9), e[1]),
     )
     assert limit is None or max(np.cumsum([d for _, d in events])) <= limit
+
+
+@pytest.mark.parametrize("policy", [ChunkedPolicy, StaticPolicy, OrcaPolicy])
+def test_nobody_generates_more_than_was_asked_for(policy):
+    # reserving policies hold 3 + 2 tokens each: 900 tokens would have been written into 2 blocks
+    t = trace([(0.0, 3, 900)] * 20, max_output_tokens=[2] * 19 + [None])
+    result = run(t, Affine(1.0), policy(), block_size=4, kv_blocks=240, max_model_len=950)
+    got = by_index(result)
+    assert got["output_tokens"].tolist() == [2] * 19 + [900]
+    assert result.warnings == (
+        "19 requests have an output_length over their max_output_length: they stop there",
+    )
