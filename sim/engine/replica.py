@@ -137,7 +137,9 @@ class Replica:
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
         self.leaving: list[tuple[Sequence, int]] = []
-        self.parked: dict[Sequence, int] | None = None  # finished ones whose KV stays until `let_go` (prefill pools)
+        self.parked: dict[Sequence, int] | None = (
+            None  # finished ones whose KV stays until `let_go` (prefill pools)
+        )
         self.inbox: deque[tuple[float, Sequence]] = deque()
         self.grows = policy.reservation != "contiguous"
         self.paged: bool = policy.reservation == "paged"
