@@ -35,4 +35,4 @@ A hardware, scheduling or KV cache option takes several values: repeat it, or us
 
 def short_help() -> str:
     """What `simulate --help` prints."""
-    return _TEXT.format(verbs=" | ".join(verbs()))
+    return _TEXT.format(verbs="|".join(verbs()))
