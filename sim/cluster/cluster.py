@@ -26,7 +26,7 @@ from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
-from .handoff import Handoff, Inlet, Ones, Outlet
+from .handoff import Handoff, Ones
 from .router import Router
 from .spec import ClusterSpec, ReplicaSpec
 
@@ -124,14 +124,9 @@ class _Run:
         spec, pools = self.spec, self.spec.disaggregation
         if pools is None or self.router is None:
             return None
-        for replica in self.replicas:
-            copy_s = pools.layer_copy_s * spec.replicas[replica.index].model.n_layers
-            if replica.index < pools.prefill:
-                replica.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
-                replica.parked = {}
-                replica.link = Outlet(replica, copy_s)  # type: ignore[assignment]  # does what a host link does
-            else:
-                replica.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
+        for replica in self.replicas[: pools.prefill]:
+            replica.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
+            replica.parked = {}
         back = self._router_of(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
         return Handoff(self.env, pools, spec.replicas, self.router, back, self._dropped)
 
@@ -282,9 +277,7 @@ class _Run:
     def _warnings(self) -> tuple[str, ...]:
         if not self.stopped:
             return ()
-        return (
-            f"{self.stopped} requests have an output_length over their max_output_length: they stop there",
-        )
+        return (f"{self.stopped} requests have an output_length over their max_output_length: they stop there",)
 
     def _steps(self) -> pd.DataFrame | None:
         if not self.spec.record_steps:
