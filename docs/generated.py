@@ -96,7 +96,7 @@ def constants() -> str:
     parts = [
         "# Constants\n",
         "Fitted by `calibrate fit`. Errors are of the formula and, in brackets, with the residual grid: `train` on the "
-        "rows of the fit, others on shapes that the fit never saw. Names and units of the constants: "
+        "rows of the fit, the other splits on shapes that the fit never saw. Names and units of the constants: "
         "`stepline.sim.cost.forms`. `calibrate validate` recomputes the errors from the tables.",
     ]
     for calibration in sorted(registered_calibrations(), key=lambda c: c.id):
@@ -122,7 +122,10 @@ def constants() -> str:
 
 def _errors(fit: Any) -> str:
     texts = []
-    for split, found in (fit.errors or {}).items():
+    for split, regimes in (fit.errors or {}).items():
+        found = regimes.get("all", regimes)
+        if split == "family_sd" or "formula" not in found:
+            continue
         residual = f" ({found['residual']:.1%})" if found.get("residual") is not None else ""
         texts.append(f"{split} {found['formula']:.1%}{residual}")
     return ", ".join(texts) or "–"

@@ -56,17 +56,30 @@ class SloChunkPolicy(LimitedPromptPolicy):
         if min_chunk_tokens < 1:
             raise ValueError(f"min_chunk_tokens: got {min_chunk_tokens}, expected an integer >= 1")
         self.tpot_s, self.min_chunk_tokens = tpot_s, min_chunk_tokens
+        self._last: tuple[Any, int, int] = (None, -1, 0)  # a plan asks twice: the answer of this step
 
     def prompt_budget(self, view: Any) -> int:
         """The largest size whose step is in time; the prompt's history counts as that of the first one that runs."""
         most: int = view.max_num_batched_tokens
         if not view.n_decoding:
             return most
-        history = next((seq.computed_tokens for seq in view.prefilling), 0)
-        size = self.min_chunk_tokens
-        while 2 * size <= most and view.step_s(2 * size, history) <= self.tpot_s:
-            size *= 2
+        asked_of, step, size = self._last
+        if asked_of is not view or step != view.step:
+            size = self._search(view, most)
+            self._last = (view, view.step, size)
         return size
+
+    def _search(self, view: Any, most: int) -> int:
+        """Bisection over the powers of two: step times rise with the chunk."""
+        history = next((seq.computed_tokens for seq in view.prefilling), 0)
+        low, high = 0, max(most // self.min_chunk_tokens, 1).bit_length() - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if view.step_s(self.min_chunk_tokens << middle, history) <= self.tpot_s:
+                low = middle
+            else:
+                high = middle - 1
+        return self.min_chunk_tokens << low
 
 
 def cut(chunks: Chunks, budget: int) -> Chunks:

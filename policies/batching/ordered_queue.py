@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class OrderedQueue:
         self._heap: list[tuple[Any, int, Sequence]] = []
         self._entry: dict[Sequence, int] = {}
         self._joined: deque[tuple[float, int, Sequence]] = deque()
+        self._joined_s: dict[int, float] = {}
         self._count = 0
         self._front = 0
         self._view: Any = None
@@ -70,6 +72,7 @@ class OrderedQueue:
         heappush(self._heap, (rank, self._count, seq))
         if self.patience_s is not None:
             self._joined.append((self._view.now_s, self._count, seq))
+            self._joined_s[self._count] = self._view.now_s
 
     def popleft(self) -> Sequence:
         """Take the first one out."""
@@ -94,8 +97,8 @@ class OrderedQueue:
         return len(self._entry)
 
     def __iter__(self) -> Iterator[Sequence]:
-        impatient = self._impatient() if self.patience_s is not None else {}
-        yield from impatient
+        since = -inf if self.patience_s is None else self._view.now_s - self.patience_s
+        yield from self._impatient(since)
         heap, entry = self._heap, self._entry
         while heap and entry.get(heap[0][2]) != heap[0][1]:
             heappop(heap)
@@ -105,18 +108,19 @@ class OrderedQueue:
             for child in (2 * place + 1, 2 * place + 2):
                 if child < len(heap):
                     heappush(frontier, (heap[child], child))
-            if entry.get(seq) == number and seq not in impatient:
+            if entry.get(seq) == number and self._since(number) >= since:
                 yield seq
 
-    def _impatient(self) -> dict[Sequence, None]:
+    def _impatient(self, since: float) -> Iterator[Sequence]:
+        """Those who joined before `since`, in that order; read as far as they are asked for."""
         joined, entry = self._joined, self._entry
         while joined and entry.get(joined[0][2]) != joined[0][1]:
-            joined.popleft()
-        since = self._view.now_s - (self.patience_s or 0.0)
-        found: dict[Sequence, None] = {}
+            self._joined_s.pop(joined.popleft()[1], None)
         for at_s, number, seq in joined:
             if at_s >= since:
-                break
+                return
             if entry.get(seq) == number:
-                found[seq] = None
-        return found
+                yield seq
+
+    def _since(self, number: int) -> float:
+        return self._joined_s.get(number, inf)

@@ -70,11 +70,12 @@ class PrefixQueue:
 class PrefixFirstPolicy(OrderedPolicy):
     """Waiting prompts join in order of the tokens they miss in the prefix cache, fewest first.
 
-    `window`: how many of the oldest waiting requests are ranked. Source: SGLang's `schedule_policy=lpm` (longest prefix
-    match; RadixAttention, Zheng et al. 2024), which likewise falls back to FCFS beyond 128 waiting requests.
+    `window`: how many of the oldest waiting requests are ranked; ranking is what it costs. Source: SGLang's
+    `schedule_policy=lpm` (longest prefix match; RadixAttention, Zheng et al. 2024), which falls back to FCFS while more than
+    128 requests wait.
     """
 
-    def __init__(self, *, window: int = 128) -> None:
+    def __init__(self, *, window: int = 32) -> None:
         super().__init__()
         if window < 1:
             raise ValueError(f"window: got {window}, expected an integer >= 1")

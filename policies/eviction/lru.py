@@ -15,6 +15,8 @@ class LruPolicy:
     Source: vLLM V1 `FreeKVCacheBlockQueue` and `KVCacheManager.free` (blocks appended in reverse order).
     """
 
+    ignores_inserts = True
+
     def __init__(self) -> None:
         self._queue: OrderedDict[Segment, None] = OrderedDict()
 

@@ -19,6 +19,8 @@ class TenantSharePolicy:
     one of Pu et al., "FairRide: Near-Optimal, Fair Cache Sharing", NSDI 2016, without its blocking.
     """
 
+    ignores_inserts = True
+
     def __init__(self) -> None:
         self._queues: dict[str | None, OrderedDict[Segment, int]] = {}
         self._blocks: dict[str | None, int] = {}

@@ -16,6 +16,8 @@ class TtlPolicy:
     Default 300 s: the prompt-cache lifetime of hosted APIs (Anthropic's prompt caching: 5 minutes, refreshed by use).
     """
 
+    ignores_inserts = True
+
     def __init__(self, *, ttl_s: float = 300.0) -> None:
         if not ttl_s > 0:
             raise ValueError(f"ttl_s: got {ttl_s}, expected a number > 0")

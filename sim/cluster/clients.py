@@ -48,17 +48,19 @@ class SequenceFactory:
             if column[index] is not None:
                 setattr(seq, name, column[index])
         if self.hashed:
-            self._hash(seq, index)
+            seq.hash_ids, seq.hash_ends = self._hashes(index)
         return seq
 
-    def _hash(self, seq: Sequence, index: int) -> None:
+    def _hashes(self, index: int) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
         trace = self.trace
         ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
-        if ids is not None and trace.block_size is not None:
-            seq.hash_ids = ids
-            seq.hash_ends = block_ends(
-                len(ids), int(trace.block_size[index]), self.block_size, seq.input_tokens
-            )
+        if ids is None or trace.block_size is None:
+            return None, ()
+        return ids, block_ends(len(ids), int(trace.block_size[index]), self.block_size, self.inputs[index])
+
+    def renew(self, seq: Sequence, now_s: float) -> None:
+        """Make a sequence whose replica was lost as it was when it arrived; for its client it goes on waiting."""
+        seq.start_over(now_s, *(self._hashes(seq.index) if self.hashed else (None, ())))
 
 
 class Clients:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +25,13 @@ from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
-from .handoff import Handoff, Ones
-from .router import Router
+from .fleet import BusyLog, Fleet, are_alike, hardware, mean_peaks
 from .spec import ClusterSpec, ReplicaSpec
 
 if TYPE_CHECKING:
     from stepline.traces.trace import Trace
 
-    from ..engine.contracts import EvictionPolicy, RoutingPolicy
+    from ..engine.contracts import EvictionPolicy
     from ..engine.sequence import Sequence
 
 __all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
@@ -78,19 +76,20 @@ class _Run:
         self.outputs = array("q", asked.tobytes())
         self.accountings: list[StepAccounting] = []
         self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
+        self.busy = BusyLog(len(spec.replicas))
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
-        self.router = self._router()
-        self.handoff = self._handoff()
-        door: Any = self.handoff or self.router or self.replicas[0]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
+        self.factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
+        self.fleet = self._fleet()
+        door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(
             self.env,
             trace,
-            SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching),
+            self.factory,
             submit=door.submit,
             abort=door.abort,
-            settle=door.settle if self.router else door.proceed,
+            settle=door.proceed if self.fleet is None else door.settle,
             replay=spec.replay,
             max_concurrency=spec.max_concurrency,
             timeout_s=spec.client_timeout_s,
@@ -99,36 +98,21 @@ class _Run:
         )
         self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
 
-    def _router(self) -> Router | None:
-        """The router that clients meet; None for a lone replica whose router would have nothing to decide."""
+    def _fleet(self) -> Fleet | None:
+        """What is between clients and replicas; None for a lone replica, where there would be nothing to decide."""
         spec = self.spec
-        if len(self.replicas) == 1 and not getattr(spec.routing, "holds", False):
+        changes = spec.outages is not None or spec.autoscaling is not None
+        if len(self.replicas) == 1 and not changes and not getattr(spec.routing, "holds", False):
             return None
-        pools = spec.disaggregation
-        return self._router_of(
-            self.replicas if pools is None else self.replicas[: pools.prefill], spec.routing
-        )
-
-    def _router_of(self, replicas: list[Replica], policy: RoutingPolicy | None) -> Router:
-        return Router(
+        return Fleet(
             self.env,
-            replicas,
-            copy.deepcopy(policy),  # type: ignore[arg-type]  # `check` has refused None
+            spec,
+            self.replicas,
             on_dropped=self._dropped,
             over=lambda: len(self.requests) == len(self.trace),
-            scrape_interval_s=self.spec.scrape_interval_s,
+            restart=lambda seq: self.factory.renew(seq, self.env.now),
+            eviction_of=lambda replica: self._eviction(spec.replicas[replica.index]),
         )
-
-    def _handoff(self) -> Handoff | None:
-        """What carries requests from the prefill pool to the decode pool, if there are two."""
-        spec, pools = self.spec, self.spec.disaggregation
-        if pools is None or self.router is None:
-            return None
-        for replica in self.replicas[: pools.prefill]:
-            replica.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
-            replica.parked = {}
-        back = self._router_of(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
-        return Handoff(self.env, pools, spec.replicas, self.router, back, self._dropped)
 
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
@@ -137,7 +121,7 @@ class _Run:
         log = self.logs.get((id(spec.cost_model), grows_evenly))
         if log is None:
             accounting = StepAccounting(spec.cost_model, len(windows), {})
-            sinks: list[Any] = [accounting, self.gaps.take_steps]
+            sinks: list[Any] = [accounting, self.gaps.take_steps, self.busy]
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
             log = StepLog(len(windows), sinks, grows_evenly=grows_evenly)
@@ -180,21 +164,22 @@ class _Run:
 
     def _ended(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
         """A request has ended on replica `index`; its client knows at `time_s`."""
-        if self.handoff is not None and self.handoff.takes(self.replicas[index], seq, status):
+        fleet, replica = self.fleet, self.replicas[index]
+        if fleet is not None and fleet.takes(seq, replica, status):
             return
         if status == FINISHED and time_s > seq.patient_until_s:
             status, time_s = TIMED_OUT, seq.patient_until_s
         self.requests.add(seq, index, time_s, tokens, status)
-        if self.handoff is not None:
-            self.handoff.ended(self.replicas[index], seq)
-        elif self.router is not None:
-            self.router.ended(self.replicas[index], seq)
+        if fleet is not None:
+            fleet.ended(seq, replica, time_s)
         if self.watched and not seq.aborted:  # else the client has gone on already
             self.clients.ended(seq, time_s)
 
     def _dropped(self, seq: Sequence, status: int, time_s: float) -> None:
         """A request ends without having reached a replica."""
         self.requests.add(seq, -1, time_s, 0, status)
+        if self.fleet is not None:
+            self.fleet.gone(seq, time_s)
         if self.watched and not seq.aborted:
             self.clients.ended(seq, time_s)
 
@@ -230,7 +215,7 @@ class _Run:
     def _open(self) -> None:
         """Let the clients begin; a lone replica that hears of nothing but an open trace is fed with it."""
         replica = self.replicas[0]
-        if self.router is None and replica.admission is None and self.clients.are_open:
+        if self.fleet is None and replica.admission is None and self.clients.are_open:
             replica.feed(self.clients.arrivals(), self.requests.add)
         else:
             self.clients.start()
@@ -242,9 +227,11 @@ class _Run:
         last_step_s = max([replica.end_s for replica in self.replicas])
         end_s = max(float(requests["finish_s"].max()), last_step_s) if len(requests) else 0.0
         totals = combine(self.accountings, len(self.replicas), end_s, requests, preemptions)
+        begin_s = float(requests["arrival_s"].min()) if len(requests) else 0.0
+        if self.fleet is not None and self.fleet.roster is not None:
+            paid_s = sum(self.fleet.paid_s(begin_s, end_s))
+            totals = replace(totals, idle_s=max(0.0, paid_s - totals.busy_s))
         caches = [replica.kv for replica in self.replicas]
-        gpu = self.spec.replicas[0].gpu
-        dtype = "bf16" if "bf16" in gpu.peak_flops else next(iter(gpu.peak_flops))
         return RunResult(
             requests=requests,
             gaps=self.gaps.gaps(),
@@ -259,7 +246,7 @@ class _Run:
             },
             config=self.spec.config,
             n_gpus=sum(r.tp for r in self.spec.replicas),
-            peaks={"flops_per_s": gpu.peak_flops[dtype], "bytes_per_s": gpu.hbm_bytes_per_s},
+            peaks=mean_peaks(self.spec, self.busy.seconds),
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),
             warnings=self._warnings(),
@@ -267,17 +254,25 @@ class _Run:
             chunks=self.lives.chunk_table(),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns=dict(self.trace.columns),
-            fleet=self._fleet(),
+            fleet=self._parts(begin_s, end_s),
         )
 
-    def _fleet(self) -> dict[str, Any]:
+    def _parts(self, begin_s: float, end_s: float) -> dict[str, Any]:
         """What only a fleet has, by part; empty for plain replicas."""
-        return {} if self.handoff is None else {"disaggregation": self.handoff.figures()}
+        fleet, spec = self.fleet, self.spec
+        if fleet is None:
+            return {}
+        parts = fleet.figures(end_s)
+        if fleet.roster is not None or not are_alike(spec):
+            parts["hardware"] = hardware(spec, fleet.paid_s(begin_s, end_s), self.busy.seconds)
+        return parts
 
     def _warnings(self) -> tuple[str, ...]:
         if not self.stopped:
             return ()
-        return (f"{self.stopped} requests have an output_length over their max_output_length: they stop there",)
+        return (
+            f"{self.stopped} requests have an output_length over their max_output_length: they stop there",
+        )
 
     def _steps(self) -> pd.DataFrame | None:
         if not self.spec.record_steps:
@@ -291,10 +286,8 @@ class _Run:
 
     def _check(self, requests: pd.DataFrame) -> None:
         """Nothing lost: every request ended once, every block came back."""
-        if self.router is not None:
-            self.router.check()
-        if self.handoff is not None:
-            self.handoff.check()
+        if self.fleet is not None:
+            self.fleet.check()
         if len(requests) != len(self.trace) or (requests["status"] == UNFINISHED).any():
             raise InvariantError(f"{len(self.trace)} requests in, {len(requests)} ended")
         for replica in self.replicas:

@@ -37,6 +37,9 @@ class Disaggregation:
                  the prompt's computation except for its last layer; False: sent when the prompt is done
     first_token  who gives the client its first token: "decode" (vLLM's proxies: the prefill server's token is dropped
                  and computed again from the KV that has arrived) or "prefill" (Splitwise, DistServe)
+    layer_copy_s what a connector that works layer by layer within the forward pass (vLLM's P2pNccl) adds for each layer
+                 of each request: to the prefill step that completes it, and to the decode step that takes it in (a
+                 gather or scatter, a message, the wait for the copy). 0: KV moves beside the steps, as with NIXL
     hop_s        between the end of the prompt and the request's arrival at the decode server (None: of "decode" the
                  prefill server's way out and the decode server's way in, as the engine profile has them; else 0)
     """
@@ -45,6 +48,7 @@ class Disaggregation:
     link: Link = Link()  # noqa: RUF009 - a frozen value
     overlap: bool = False
     first_token: FirstToken = "decode"
+    layer_copy_s: float = 0.0
     hop_s: float | None = None
 
     def check(self, replicas: tuple[ReplicaSpec, ...]) -> None:
@@ -69,6 +73,63 @@ class Ones:
 
     def __getitem__(self, _: int) -> int:
         return 1
+
+
+class Outlet:
+    """In the place of a prefill replica's host link: a step lasts longer for each prompt that it completes."""
+
+    def __init__(self, replica: Replica, copy_s: float) -> None:
+        self.replica = replica
+        self.copy_s = copy_s
+        self.stalled_s = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether the step completes a prompt."""
+        return self.copy_s > 0 and self.replica.work.logits_rows > 0
+
+    def stretch(self, step_s: float) -> float:
+        """How long that step lasts."""
+        stall_s = self.copy_s * self.replica.work.logits_rows
+        self.stalled_s += stall_s
+        return step_s + stall_s
+
+
+class Inlet:
+    """In the place of a decode replica's swap space and host link: a step lasts longer for each request that it takes in."""
+
+    def __init__(self, copy_s: float) -> None:
+        self.copy_s = copy_s
+        self.waiting_requests = 0
+        self.stalled_s = 0.0
+
+    @property
+    def link(self) -> Inlet:
+        """What the replica's next step asks."""
+        return self
+
+    @property
+    def pending(self) -> bool:
+        """Whether the next step takes in somebody's KV."""
+        return self.waiting_requests > 0 and self.copy_s > 0
+
+    def stretch(self, step_s: float) -> float:
+        """How long that step lasts."""
+        stall_s = self.copy_s * self.waiting_requests
+        self.waiting_requests = 0
+        self.stalled_s += stall_s
+        return step_s + stall_s
+
+    def put(self, _: int) -> bool:
+        """A preempted sequence does not go back: it is computed anew."""
+        return False
+
+    def take(self, _: int) -> None:
+        """A request is admitted with its KV."""
+        self.waiting_requests += 1
+
+    def drop(self, _: int) -> None:
+        """One whose client has gone is not."""
 
 
 @dataclass(slots=True, eq=False)
@@ -299,4 +360,7 @@ class Handoff:
             "transferred_bytes_per_gpu": self.ports.moved_bytes,
             "mean_wait_s": self.waited_s / n,
             "mean_transfer_s": self.moving_s / n,
+            "copy_s": sum(
+                [r.link.stalled_s for pool in (self.front, self.back) for r in pool.signals if r.link]
+            ),
         }

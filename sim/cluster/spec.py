@@ -11,8 +11,10 @@ from stepline.traces.errors import ConfigError
 from ..cost.memory_ledger import kv_block_bytes
 from ..engine.replica import Limits
 from ..engine.swap import HostLink, SwapSpace
+from .autoscaler import Autoscaling
 from .clients import Replay
 from .handoff import Disaggregation
+from .outages import Outages
 
 if TYPE_CHECKING:
     from ..cost.specs import Dtype, EngineProfile, GpuSpec, ModelSpec
@@ -98,6 +100,7 @@ class ClusterSpec:
     """A cluster and its clients. `config` is what the result carries along as provenance.
 
     `scrape_interval_s`: the router knows its replicas only as of the last scrape (0: as they are).
+    `outages`: replicas fail and come back; `autoscaling`: `replicas` are the most there may be.
     `disaggregation`: some replicas compute prompts, the others decode, chosen by `decode_routing` (None: `routing`).
     """
 
@@ -112,6 +115,8 @@ class ClusterSpec:
     scrape_interval_s: float = 0.0
     disaggregation: Disaggregation | None = None
     decode_routing: RoutingPolicy | None = None
+    outages: Outages | None = None
+    autoscaling: Autoscaling | None = None
 
     def check(self) -> None:
         """Raise ConfigError unless it can run."""
@@ -124,7 +129,23 @@ class ClusterSpec:
                     f"--max-num-seqs ({replica.max_num_seqs}): every running sequence needs a token a step"
                 )
             replica.check()
-        if self.disaggregation is not None:
-            self.disaggregation.check(self.replicas)
+        self._check_fleet()
         if len(self.replicas) > 1 and self.routing is None:
             raise ConfigError(f"--routing: got none for {len(self.replicas)} replicas, expected a policy")
+
+    def _check_fleet(self) -> None:
+        if self.disaggregation is not None:
+            self.disaggregation.check(self.replicas)
+            for flag, part in (("--failures", self.outages), ("--autoscale", self.autoscaling)):
+                if part is not None:
+                    raise ConfigError(f"{flag}: cannot be combined with --disaggregate")
+        if self.outages is not None:
+            self.outages.check(len(self.replicas))
+        if self.autoscaling is not None:
+            self.autoscaling.check()
+            if self.autoscaling.most != len(self.replicas):
+                raise ConfigError(
+                    f"--autoscale: max is {self.autoscaling.most}, got {len(self.replicas)} replicas to choose from"
+                )
+        if self.routing is None and (self.outages is not None or self.autoscaling is not None):
+            raise ConfigError("--routing: got none for a fleet that changes, expected a policy")

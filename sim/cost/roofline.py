@@ -91,6 +91,7 @@ class RooflineCostModel:
         ]
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
+        self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
         self._overlap = engine.host_overlaps_gpu
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
@@ -125,7 +126,7 @@ class RooflineCostModel:
                 total += prompts.seconds[prefill_tokens]
             else:
                 total += self._chunk_attention_s((*work[:4], joined))
-        host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
+        host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
         if self._overlap:
             return host if host > total else total
         return total + host
@@ -237,7 +238,11 @@ class RooflineCostModel:
         for index, decode in enumerate(self._decode):
             split, f, b = decode.split(get["n_decode"], get[context_column(index)])
             self._add(seconds, flops, bytes_, ({"attention_decode": split}, f, b))
-        host = self._host_s + self._host_per_seq_s * (get["prefill_seqs"] + get["n_decode"])
+        host = (
+            self._host_s
+            + self._host_per_chunk_s * get["prefill_seqs"]
+            + self._host_per_seq_s * get["n_decode"]
+        )
         if self._overlap:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(tokens.shape))
             host = np.maximum(host - gpu_s, 0.0)

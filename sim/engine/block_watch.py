@@ -55,6 +55,8 @@ class WatchedEviction:
     where vLLM samples some.
     """
 
+    ignores_inserts = False  # whatever the inner policy does: lives begin with them
+
     def __init__(self, inner: EvictionPolicy, log: BlockLog) -> None:
         self._inner = inner
         self._log = log

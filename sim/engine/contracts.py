@@ -201,6 +201,7 @@ class EvictionPolicy(Protocol):
     dropped (`on_evict`) before the next is asked for.
     `foresee(hash_ids)`: the ids of all requests of the trace (`traces.Ragged`), told before the run; only for a class
     with `oracle = True`, whose registered name must contain "oracle".
+    `ignores_inserts = True`: `on_insert` does nothing, and need not be called.
     `head_first = True`: a cache-only replay (`simulate trace reuse`) hands it a prompt's blocks head first, the order
     of computation; else tail first, the order of release.
     """

@@ -53,7 +53,7 @@ class Segment:
 class Match(NamedTuple):
     """Prefix-cache hit of a waiting sequence: whole blocks, and how many evictable blocks pinning it would take.
 
-    `next_id`: the first trace id that is not wholly used. The end of the last segment may be unused.
+    `next_id`: the first trace id that is not wholly used. `tail`: blocks used of the last segment; the others are used whole.
     """
 
     blocks: int
@@ -61,6 +61,7 @@ class Match(NamedTuple):
     segments: tuple[Segment, ...]
     next_id: int
     version: int
+    tail: int = 0
 
 
 NO_MATCH = Match(0, 0, (), 0, -1)
@@ -98,6 +99,9 @@ class KVCache:
         self.index: dict[int, Segment] = {}
         self.version = 0
         self.clock: Clock = Stopped()
+        self._on_insert = (
+            None if eviction is None or getattr(eviction, "ignores_inserts", False) else eviction.on_insert
+        )
         self._on_admit = getattr(eviction, "on_admit", None)
         self._expired = getattr(eviction, "expired", None)
         self.private_keys = 0
@@ -105,6 +109,18 @@ class KVCache:
         self.hit_tokens = 0
         self.query_tokens = 0
         self.least_available = self.usable
+
+    def wipe(self, eviction: EvictionPolicy | None) -> None:
+        """Everything is gone: the memory was lost. `eviction`: a fresh policy (None: no caching); counts go on."""
+        self.free, self.evictable = self.usable, 0
+        self.eviction = eviction
+        self.index.clear()
+        self.version += 1
+        self._on_insert = (
+            None if eviction is None or getattr(eviction, "ignores_inserts", False) else eviction.on_insert
+        )
+        self._on_admit = getattr(eviction, "on_admit", None)
+        self._expired = getattr(eviction, "expired", None)
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -142,24 +158,25 @@ class KVCache:
         cap = (seq.prompt_tokens - 1) // self.block_size
         index, ends = self.index, seq.hash_ends
         segments: list[Segment] = []
-        hit = pins = next_id = 0
+        hit = pins = next_id = used = 0
         for next_id, (key, end) in enumerate(zip(ids, ends, strict=True)):  # noqa: B007 - where it stopped matters
             if hit == end:
                 continue
             if hit >= cap or (segment := index.get(key)) is None:
                 break
             segments.append(segment)
-            used = min(end, cap) - hit  # a token must be left to compute
-            if segment.blocks < used:
-                used = segment.blocks
+            blocks = segment.blocks
+            used = (end if end < cap else cap) - hit  # a token must be left to compute
+            if blocks < used:
+                used = blocks
             hit += used
-            if segment.refs == 0:
+            if not segment.refs:
                 pins += used
-            if hit < end or used < segment.blocks:
+            if hit < end or used < blocks:
                 break  # partly evicted, or its end is not used: nothing after it can be
         else:
             next_id = len(ids)
-        return Match(hit, pins, tuple(segments), next_id, self.version)
+        return Match(hit, pins, tuple(segments), next_id, self.version, used)
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -191,15 +208,18 @@ class KVCache:
         self.version += 1
         self.evicted_blocks += blocks
         self.evictable -= blocks
+        victim, on_evict, index = eviction.victim, eviction.on_evict, self.index
         while blocks > 0:
-            segment = eviction.victim()
-            gone = min(blocks, segment.blocks)
-            segment.blocks -= gone
-            blocks -= gone
-            if segment.blocks == 0:
-                eviction.on_evict(segment)
-                if segment.key is not None:
-                    del self.index[segment.key]
+            segment = victim()
+            left = segment.blocks - blocks
+            if left > 0:
+                segment.blocks = left
+                return
+            blocks = -left
+            segment.blocks = 0
+            on_evict(segment)
+            if segment.key is not None:
+                del index[segment.key]
 
     def _expire(self) -> None:
         """Drop content whose time is over (for policies that give it one)."""
@@ -232,16 +252,17 @@ class KVCache:
         seq.held_segments = []
         if not found.blocks:
             return 0
+        on_hit, now_s = self.eviction.on_hit, self.clock.now_s
         for segment in found.segments:
-            self.eviction.on_hit(segment, self.clock.now_s)
-            if segment.refs == 0:
+            on_hit(segment, now_s)
+            if not segment.refs:
                 self.evictable -= segment.blocks
             segment.refs += 1
         seq.held_segments = list(found.segments)
         seq.next_id, seq.path_blocks = found.next_id, found.blocks
         last = found.segments[-1]
         if last.refs == 1:
-            self._trim(last, found.blocks - sum([s.blocks for s in found.segments[:-1]]))
+            self._trim(last, found.tail)
         if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:
             seq.own_segment = last  # partly evicted and held by nobody else: this sequence completes it
         self.version += 1
@@ -274,38 +295,36 @@ class KVCache:
         if self.eviction is None or seq.hash_ids is None or seq.next_id >= len(seq.hash_ids):
             return
         full = computed_tokens // self.block_size
-        ids, ends = seq.hash_ids, seq.hash_ends
+        ids, ends, index, held = seq.hash_ids, seq.hash_ends, self.index, seq.held_segments
+        segment, path, grown = seq.own_segment, seq.path_blocks, 0
+        on_insert = self._on_insert
         i = seq.next_id
+        start = ends[i - 1] if i else 0
         while i < len(ids):
-            start = ends[i - 1] if i else 0
-            if start >= full and ends[i] > start:
+            end = ends[i]
+            if start >= full and end > start:
                 break
-            self._fill(seq, ids[i], start, min(full, ends[i]))
-            if full < ends[i]:
+            whole = end if end < full else full
+            if segment is not None:  # begun before: it grows
+                grown += whole - start - segment.blocks
+                segment.blocks = whole - start
+            elif whole > start and path + grown <= start and ids[i] not in index:
+                key = ids[i]
+                segment = index[key] = Segment(key, whole - start, start, seq, held[-1] if held else None)
+                held.append(segment)  # type: ignore[union-attr]  # admitted with ids: a list
+                grown += whole - start
+                if on_insert is not None:
+                    on_insert(segment, self.clock.now_s)
+            # else nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
+            if full < end:
                 break
-            seq.own_segment = None
+            segment = None
+            start = end
             i += 1
-        seq.next_id = i
-
-    def _fill(self, seq: Sequence, key: int, start: int, end: int) -> None:
-        """Blocks start..end of the prompt are computed and belong to `key`."""
-        segment = seq.own_segment
-        if segment is None:
-            if end <= start or key in self.index or seq.path_blocks > start:
-                return  # nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
-            parent = seq.held_segments[-1] if seq.held_segments else None
-            segment = seq.own_segment = self.index[key] = Segment(key, 0, start, seq, parent)
-            seq.held_segments.append(segment)  # type: ignore[union-attr]  # admitted with ids: a list
-            self._inserted(segment)
-        grown = end - start - segment.blocks
-        if grown > 0:
-            segment.blocks += grown
-            seq.path_blocks += grown
+        seq.next_id, seq.own_segment = i, segment
+        if grown:
+            seq.path_blocks = path + grown
             self.version += 1
-
-    def _inserted(self, segment: Segment) -> None:
-        if self.eviction is not None:
-            self.eviction.on_insert(segment, self.clock.now_s)
 
     def release(self, seq: Sequence, kv_tokens: int, *, keep: bool = False) -> None:
         """Give back what a sequence holds, tail first; with `keep` (preempted) it can find its own tokens again."""
@@ -323,19 +342,22 @@ class KVCache:
         if rest > 0:
             parent = seq.held_segments[-1] if seq.held_segments else None
             segment = Segment(None, rest, seq.path_blocks, seq, parent)
-            self._inserted(segment)
-            self._unpin(segment, eviction)
-        for segment in reversed(seq.held_segments):
-            self._unpin(segment, eviction)
-        seq.held_segments = []
-        seq.own_segment = None
+            if self._on_insert is not None:
+                self._on_insert(segment, self.clock.now_s)
+            seq.held_segments = [*seq.held_segments, segment]
+        self._unpin(seq, eviction)
         self.version += 1
 
-    def _unpin(self, segment: Segment, eviction: EvictionPolicy) -> None:
-        segment.refs -= 1
-        if segment.refs == 0:
-            self.evictable += segment.blocks
-            eviction.on_release(segment, self.clock.now_s)
+    def _unpin(self, seq: Sequence, eviction: EvictionPolicy) -> None:
+        """Let go of what a sequence holds, tail first."""
+        on_release, now_s = eviction.on_release, self.clock.now_s
+        for segment in reversed(seq.held_segments):
+            segment.refs -= 1
+            if not segment.refs:
+                self.evictable += segment.blocks
+                on_release(segment, now_s)
+        seq.held_segments = ()
+        seq.own_segment = None
 
     def _key_private(self, seq: Sequence, full_blocks: int) -> None:
         """Give the whole blocks after the sequence's ids an id of its own, if nothing before them is a duplicate."""
@@ -343,12 +365,12 @@ class KVCache:
         if seq.path_blocks != covered or full_blocks <= covered:
             return
         self.private_keys -= 1
-        parent = seq.held_segments[-1] if seq.held_segments else None
-        segment = self.index[self.private_keys] = Segment(
-            self.private_keys, full_blocks - covered, covered, seq, parent
-        )
-        self._inserted(segment)
-        seq.held_segments = [*seq.held_segments, segment]
+        held = seq.held_segments
+        segment = Segment(self.private_keys, full_blocks - covered, covered, seq, held[-1] if held else None)
+        self.index[self.private_keys] = segment
+        seq.held_segments = [*held, segment]
+        if self._on_insert is not None:
+            self._on_insert(segment, self.clock.now_s)
         seq.path_blocks = full_blocks
         seq.hash_ids = (*(seq.hash_ids or ()), self.private_keys)
         seq.hash_ends = (*seq.hash_ends, full_blocks)
@@ -366,4 +388,13 @@ def block_ends(n_ids: int, trace_block: int, block_size: int, input_tokens: int)
     (32, 64, 68)
     """
     last = input_tokens // block_size
-    return tuple([min((i + 1) * trace_block // block_size, last) for i in range(n_ids)])
+    if trace_block % block_size:
+        ends = [(i + 1) * trace_block // block_size for i in range(n_ids)]
+    else:
+        step = trace_block // block_size
+        ends = list(range(step, step * n_ids + 1, step))
+    for i in range(n_ids - 1, -1, -1):
+        if ends[i] <= last:
+            break
+        ends[i] = last
+    return tuple(ends)

@@ -32,7 +32,14 @@ from .view import ReplicaView
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
-    from .contracts import AdmissionPolicy, BatchPolicy, KvCompression, PreemptionPolicy, WaitingQueue
+    from .contracts import (
+        AdmissionPolicy,
+        BatchPolicy,
+        EvictionPolicy,
+        KvCompression,
+        PreemptionPolicy,
+        WaitingQueue,
+    )
     from .kv_cache import Match
     from .step_log import GapLog, StepLog
     from .swap import SwapSpace
@@ -226,6 +233,30 @@ class Replica:
             self.now_s = self.env.now
             if self._begin():
                 self._wait()
+
+    def crash(self, eviction: EvictionPolicy | None) -> list[Sequence]:
+        """It fails (now): all KV is lost, and whoever was here, which is what it returns, in order of arrival.
+
+        Steps of a leap that have ended are on record; the step in progress is not. `eviction`: the policy of the cache
+        that it will start again with.
+        """
+        done = self.steps_done()
+        if done:
+            self.n_steps = done
+            self.end_s = self.start_s + done * self.first_s + self.delta_s * (done * (done - 1) // 2)
+            self._end_leap()
+        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.inbox]])
+        for seq in here:
+            if seq.aborted and seq.state != DONE:
+                self._done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
+        while self.waiting:
+            self.waiting.popleft()
+        for members in (self.running, self.prefilling, self.leaving, self.inbox):
+            members.clear()
+        self.decode.clear()
+        self.kv.wipe(eviction)
+        self.plan, self.idle, self.event, self.n_steps = DECODE_ALL, True, None, 0
+        return sorted([seq for seq in here if seq.state != DONE], key=lambda s: (s.arrival_s, s.index))
 
     def let_go(self, seq: Sequence) -> bool:
         """The KV of a parked sequence is needed here no longer (now). True: call `proceed`."""

@@ -67,6 +67,18 @@ class Sequence:
         self.swapped_tokens = 0  # of them in host memory since the preemption
         self.match: Match | None = None
 
+    def start_over(self, now_s: float, hash_ids: tuple[int, ...] | None, hash_ends: tuple[int, ...]) -> None:
+        """All that was computed is lost: it arrives (now) as if for the first time, with the ids that its row has."""
+        self.arrival_s = now_s
+        self.state = WAITING
+        self.prompt_tokens = self.input_tokens
+        self.computed_tokens = self.generated_tokens = self.cached_tokens = 0
+        self.scheduled_s = self.first_token_s = None
+        self.epoch += 1
+        self.hash_ids, self.hash_ends = hash_ids, hash_ends
+        self.held_segments, self.own_segment, self.match = (), None, None
+        self.path_blocks = self.reserved_blocks = self.next_id = self.swapped_tokens = 0
+
     @property
     def uncomputed_tokens(self) -> int:
         """Prompt tokens (recomputed ones included) still to be computed."""

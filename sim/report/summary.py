@@ -67,6 +67,8 @@ def summary(result: RunResult) -> dict[str, Any]:
     if (observed := before_after(result)) is not None:
         figures["observed"] = observed
     figures["verdict"] = verdict(result, figures).as_dict()
+    if result.fleet:
+        figures["fleet"] = dict(result.fleet)
     figures["simulator"] = _simulator(result)
     figures["warnings"] = list(result.warnings)
     return figures
@@ -134,10 +136,14 @@ def _kv(result: RunResult) -> dict[str, float | int | None]:
 
 
 def _cost(result: RunResult, duration_s: float) -> dict[str, float | None]:
-    gpu_hours = result.n_gpus * duration_s / 3600
-    price = result.config.get("usd_per_gpu_hour")
     output = int(result.requests["output_tokens"].sum())
-    usd = None if price is None else gpu_hours * price
+    hardware = result.fleet.get("hardware")
+    if hardware is not None:  # replicas differ, or come and go
+        gpu_hours, usd = hardware["gpu_hours"], hardware["usd"]
+    else:
+        gpu_hours = result.n_gpus * duration_s / 3600
+        price = result.config.get("usd_per_gpu_hour")
+        usd = None if price is None else gpu_hours * price
     return {
         "gpu_hours": gpu_hours,
         "usd_per_million_output_tokens": None if usd is None else _share(usd * 1e6, output),

@@ -93,12 +93,18 @@ def _slo(slo: Mapping[str, Any]) -> Text:
 
 
 def _latency_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("latency")
-    for name in STATISTICS:
-        table.add_column(name.replace("_", "."), justify="right")
+    table = _statistics_table("latency")
     for label, key, _ in LATENCIES:
         table.add_row(label, *(seconds_text(summary[key][c]) for c in STATISTICS))
+    return table
+
+
+def _statistics_table(title: str) -> Table:
+    """A column a statistic, whole in a terminal of 80 columns."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column(title, no_wrap=True)
+    for name in STATISTICS:
+        table.add_column(name.replace("_", "."), justify="right", no_wrap=True)
     return table
 
 
@@ -124,10 +130,7 @@ def _observed(summary: Mapping[str, Any]) -> list[Table]:
     """Measured values of the trace beside the simulated ones of the same requests."""
     if "observed" not in summary:
         return []
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("as measured")
-    for name in STATISTICS:
-        table.add_column(name.replace("_", "."), justify="right")
+    table = _statistics_table("as measured")
     for key, found in summary["observed"].items():
         table.add_row(
             key.removesuffix("_s").upper(), *(seconds_text(found["measured"][s]) for s in STATISTICS)

@@ -1,0 +1,82 @@
+"""Which replicas take requests, and for how long each has been paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import simpy
+
+if TYPE_CHECKING:
+    from ..engine.replica import Replica
+    from .router import Router
+
+
+class State(Enum):
+    """Of a replica: OFF costs nothing, STARTING and DOWN take no requests, DRAINING finishes those it has."""
+
+    OFF = "off"
+    STARTING = "starting"
+    ON = "on"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+class Roster:
+    """The replicas behind a router. Times are simulated seconds; a replica is paid for unless it is OFF."""
+
+    def __init__(self, env: simpy.Environment, router: Router, on: int) -> None:
+        self.env = env
+        self.router = router
+        self.replicas = list(router.signals)
+        self.states = {r: State.ON if i < on else State.OFF for i, r in enumerate(self.replicas)}
+        self.paid_s = dict.fromkeys(self.replicas, 0.0)
+        self._since_s = dict.fromkeys(self.replicas, 0.0)
+        self.changes: list[tuple[float, int]] = [(0.0, on)]
+        if on < len(self.replicas):
+            self._publish()
+
+    def of(self, *states: State) -> list[Replica]:
+        """The replicas in one of these states, by number."""
+        return [r for r in self.replicas if self.states[r] in states]
+
+    def set(self, replica: Replica, state: State) -> None:
+        """A replica changes its state (now)."""
+        was = self.states[replica]
+        if was is State.OFF:
+            self._since_s[replica] = self.env.now
+        elif state is State.OFF:
+            self.paid_s[replica] += self.env.now - self._since_s[replica]
+        self.states[replica] = state
+        if State.ON in (was, state) and was is not state:
+            self._publish()
+        if State.OFF in (was, state):
+            paid = len(self.replicas) - len(self.of(State.OFF))
+            self.changes.append((self.env.now, paid))
+
+    def _publish(self) -> None:
+        self.router.set_open(self.of(State.ON))
+
+    def paid_until(self, begin_s: float, end_s: float) -> dict[Replica, float]:
+        """Seconds that each has been paid for in a run that lasted from `begin_s` until then."""
+
+        def still(r: Replica) -> float:
+            on = self.states[r] is not State.OFF
+            return max(0.0, end_s - max(begin_s, self._since_s[r])) if on else 0.0
+
+        return {r: self.paid_s[r] + still(r) for r in self.replicas}
+
+    def at(self, after_s: float, action: Callable[[], None]) -> None:
+        """Do something later, then let replicas take up what it sent them."""
+
+        def act(_: simpy.Event) -> None:
+            action()
+            self.router.settle()
+
+        event = simpy.Timeout(self.env, after_s)
+        event.callbacks.append(act)
+
+    def numbers(self, replicas: Iterable[Replica]) -> list[int]:
+        """Their numbers."""
+        return [r.index for r in replicas]
