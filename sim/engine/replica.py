@@ -29,7 +29,15 @@ from .view import ReplicaView
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
-    from .contracts import AdmissionPolicy, BatchPolicy, EvictionPolicy, KvCompression, PreemptionPolicy
+    from .contracts import (
+        AdmissionPolicy,
+        BatchPolicy,
+        EvictionPolicy,
+        KvCompression,
+        PreemptionPolicy,
+        WaitingQueue,
+    )
+    from .decode_set import DecodeSet
     from .kv_cache import KVCache
     from .life_log import LifeLog
     from .step_log import GapLog, StepLog
@@ -98,7 +106,7 @@ class Replica:
         self.cost = cost_model
         self.policy = policy
         self.preemption = preemption
-        self.kv = kv
+        self.kv: KVCache = kv
         kv.clock = self
         self.step_log = step_log
         self.rows = step_log.rows
@@ -107,13 +115,16 @@ class Replica:
         self.admission = admission
         self.link = None if swap is None else swap.link
         self.compression = compression
-        self.seats = seats = Seats(
+        self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
             life_log=life_log,
         )  # fmt: skip
-        self.decode, self.waiting = seats.decode, seats.waiting
-        self.running, self.prefilling = seats.running, seats.prefilling
+        seats = self.seats
+        self.decode: DecodeSet = seats.decode
+        self.waiting: WaitingQueue = seats.waiting
+        self.running: dict[Sequence, None] = seats.running
+        self.prefilling: dict[Sequence, None] = seats.prefilling
         self.inbox: deque[tuple[float, Sequence]] = deque()
         self.paged = seats.paged
         self.spare_blocks = policy.spare_blocks

@@ -26,7 +26,7 @@ class ReplicaView:
         self._replica = replica
         self._decode: DecodeSet = replica.decode
         self._kv = replica.kv
-        self._plain = replica.paged
+        self._plain = replica.seats.paged
         self._seats = replica.seats
         self._leaving = replica.seats.leaving
         self.waiting: Collection[Sequence] = replica.waiting
