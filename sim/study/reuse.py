@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stepline.traces.errors import ConfigError
 
-from ..engine.kv_cache import Segment
+from ..engine.segment import Segment
 from ..engine.plugins import plugin_factory
 from ..engine.sequence import Sequence as Request
 
