@@ -21,6 +21,7 @@ load       --trace FILE  --trace-format NAME  --hash-block-size TOKENS  --reques
            --max-concurrency N  --client-timeout S  --slo LIMITS|mlperf:NAME  --seed N
 hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --replicas N  --dtype FORMAT
            --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE  --usd-per-gpu-hour USD
+what if    --attention-backend auto|flash|flash-decoding|naive  --elementwise fused|separate  --enforce-eager
 scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --preemption NAME  --admission NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
            --generation-config NAME  --routing NAME  --router-scrape-interval S  --vllm-args 'FLAGS OF A SERVER'

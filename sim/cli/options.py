@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
-from .parser import Parser, integer, listing, number
+from .parser import Parser, integer, listing, number, switch
 
 if TYPE_CHECKING:
     from stepline.sim.study.config import RunConfig
@@ -27,6 +27,9 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("replicas", integer, "N", "replicas behind the router (1)"),
     ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
     ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
+    ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
+    ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
     ("cost-model", str, "NAME|module:Class", "what prices a step (roofline)"),
     ("calibration", str, "NAME|FILE", "kernel constants (the GPU's own)"),
 )
@@ -91,10 +94,11 @@ def add_run_options(parser: Parser) -> None:
     """The replica: model, GPU, scheduling, memory. Each takes several values (repeat it, or commas)."""
     for title, rows in (("hardware and model", _MODEL), ("scheduling", _SCHEDULING), ("KV cache", _MEMORY)):
         group = parser.add_argument_group(title)
-        for name, _, metavar, text in rows:
+        for name, convert, metavar, text in rows:
             names = [f"--{name}", "--tp"] if name == "tensor-parallel-size" else [f"--{name}"]
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if convert is switch else {}
             group.add_argument(
-                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text
+                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text, **bare
             )
         if title == "KV cache":
             group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None,

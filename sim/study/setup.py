@@ -258,10 +258,22 @@ def _cost_model(
             engine=engine,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
+            **_kernels(config),
             **asked.parameters,
         )
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+def _kernels(config: RunConfig) -> dict[str, Any]:
+    """The kernels' what-ifs that differ from what engines do."""
+    asked = {
+        "attention_backend": config.attention_backend,
+        "fused_elementwise": config.elementwise == "fused",
+        "enforce_eager": config.enforce_eager,
+    }
+    usual = {"attention_backend": "auto", "fused_elementwise": True, "enforce_eager": False}
+    return {name: value for name, value in asked.items() if value != usual[name]}
 
 
 @contextmanager
