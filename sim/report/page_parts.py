@@ -10,8 +10,8 @@ import orjson
 
 from .chart_parts import Chart
 from .comparison_tables import ComparisonTables, metric_name, records
-from .run_tables import RunTables
 from .fleet_lines import fleet_lines
+from .run_tables import RunTables
 from .side_by_side import LATENCIES, STATISTICS, rows_of, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 

@@ -109,7 +109,7 @@ def _one_of(*names: str) -> _Value:
 
 
 def _yes_no(text: str, where: str) -> bool:
-    return _one_of("yes", "no")(text, where) == "yes"
+    return bool(_one_of("yes", "no")(text, where) == "yes")
 
 
 def _single(text: str, where: str) -> dict[str, str]:
@@ -209,7 +209,7 @@ def autoscaling_of(text: str) -> Autoscaling:
         "min": "least", "max": "most", "metric": "metric", "target": "target", "interval": "interval_s",
         "startup": "startup_s", "tolerance": "tolerance", "scale-in": "scale_in_s",
     }  # fmt: skip
-    known: dict[str, _Value] = {name: _number for name in names}
+    known: dict[str, _Value] = dict.fromkeys(names, _number)
     known |= {"min": _integer, "max": _integer, "metric": _text}
     values = _read(_single(text, where), where, known)
     if "target" not in values:
