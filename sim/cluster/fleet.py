@@ -78,11 +78,11 @@ class Fleet:
         for replica in self.replicas:
             copy_s = pools.layer_copy_s * spec.replicas[replica.index].model.n_layers
             if replica.index < pools.prefill:
-                replica.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
-                replica.parked = {}
+                replica.seats.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
+                replica.seats.parked = {}
                 replica.link = Outlet(replica, copy_s)  # type: ignore[assignment]  # does what a host link does
             else:
-                replica.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
+                replica.seats.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
         back = self._router(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
         return Handoff(self.env, pools, spec.replicas, self.router, back, self._on_dropped)
 

@@ -199,7 +199,7 @@ class Handoff:
 
     def takes(self, replica: Replica, seq: Sequence, status: int) -> bool:
         """A request ends on a replica (at the replica's own time). True: it goes on elsewhere."""
-        if status != FINISHED or replica.parked is None:
+        if status != FINISHED or replica.seats.parked is None:
             return False
         if seq.aborted:  # its client has gone while the last chunk was computed
             self._at(replica.now_s, lambda: self._let_go(seq, replica))
@@ -213,7 +213,7 @@ class Handoff:
 
     def ended(self, replica: Replica, seq: Sequence) -> None:
         """A request has ended for good on a replica (at the replica's own time)."""
-        if replica.parked is not None:
+        if replica.seats.parked is not None:
             self.front.ended(replica, seq)
         else:
             self.back.ended(replica, seq)

@@ -141,7 +141,7 @@ class Router:
 
     def output_tokens(self, seq: Sequence) -> int:
         """True output length of a request (for the engine's own checks, not for policies)."""
-        return next(iter(self.signals)).outputs[seq.index]
+        return next(iter(self.signals)).seats.outputs[seq.index]
 
     @property
     def block_size(self) -> int:

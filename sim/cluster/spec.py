@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from ..cost.memory_ledger import kv_block_bytes
-from ..engine.replica import Limits
+from ..engine.seats import Limits
 from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
 from .clients import Replay
