@@ -152,6 +152,28 @@ def _fleet(config: RunConfig) -> dict[str, Any]:
     return parts
 
 
+def check_names(config: RunConfig) -> None:
+    """Look up everything that a setting names, without asking whether it goes together.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest: a mistake of the user, whatever else is compared with it.
+    """
+    _named("engine", lambda: load_engine(config.engine))
+    _named("model", lambda: load_model(config.model))
+    _named("gpu", lambda: load_gpu(config.gpu))
+    for name in ("policy", "preemption", "kv_eviction", "routing"):
+        asked = getattr(config, name)
+        load_plugin_class(_GROUPS[name], parse_plugin(asked, flag(name)).target)
+
+
+_GROUPS = {
+    "policy": "stepline.batch_policies",
+    "preemption": "stepline.preemption_policies",
+    "kv_eviction": "stepline.eviction_policies",
+    "routing": "stepline.routing_policies",
+}
+
+
 def _not_modelled(config: RunConfig) -> tuple[str, ...]:
     """What a reader of the result must know: speed and room are modelled, quality is not."""
     if config.kv_compression is None:
