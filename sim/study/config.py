@@ -54,14 +54,10 @@ class RunConfig:
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
-<<<<<<< HEAD
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
-    see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price.
-=======
-    replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
-    `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
-    `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
->>>>>>> h/cluster
+    see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that
+    differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`),
+    `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
