@@ -245,7 +245,7 @@ class _Run:
                 "evicted_blocks": sum(c.evicted_blocks for c in caches),
             },
             config=self.spec.config,
-            n_gpus=sum(r.tp for r in self.spec.replicas),
+            n_gpus=sum(r.gpus for r in self.spec.replicas),
             peaks=mean_peaks(self.spec, self.busy.seconds),
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),

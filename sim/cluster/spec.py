@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplicaSpec:
-    """One replica: a model on a TP group of GPUs behind an engine. `kv_blocks` as vLLM counts (null block included)."""
+    """One replica: a model on `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
+
+    `kv_blocks` as vLLM counts (null block included).
+    """
 
     model: ModelSpec
     gpu: GpuSpec
@@ -43,6 +46,7 @@ class ReplicaSpec:
     kv_blocks: int
     admission: Callable[[], AdmissionPolicy] | None = None
     tp: int = 1
+    dp: int = 1
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -73,6 +77,11 @@ class ReplicaSpec:
             raise ConfigError(
                 f"{name}: cannot be combined with a padding policy ({type(self.policy).__name__})"
             )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it runs on."""
+        return self.tp * self.dp
 
     def swap_space(self) -> SwapSpace | None:
         """Host memory for preempted sequences, if the preemption policy swaps: each GPU over its own PCIe link."""

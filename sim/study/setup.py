@@ -20,6 +20,7 @@ from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
+from .parallel import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +57,15 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
     model = _model(config)
     gpu, notes = _gpu(config)
     config = replace(config, max_model_len=_max_model_len(config, model))
-    _check_together(config, model)
-    ledger = _ledger(config, model, gpu, engine)
+    layout = Layout.of(config, model)
+    _check_together(config)
+    ledger = _ledger(config, model, gpu, engine, layout)
     # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
     blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
-    cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
+    blocks = layout.blocks(blocks)
+    cost_model, constants = cost_model_of(config, model, gpu, engine, calibration)
     replicas = tuple(
-        _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
+        _replica(config, model, gpu, engine, cost_model, layout, blocks, i) for i in range(config.replicas)
     )
     described = _described(config, model, gpu, engine)
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
@@ -162,12 +165,8 @@ def _max_model_len(config: RunConfig, model: ModelSpec) -> int:
     return asked or model.max_model_len
 
 
-def _check_together(config: RunConfig, model: ModelSpec) -> None:
-    tp, budget, block = config.tensor_parallel_size, config.max_num_batched_tokens, config.block_size
-    if model.n_heads % tp:
-        raise ConfigError(
-            f"--tensor-parallel-size: got {tp}, expected a divisor of {model.name}'s {model.n_heads} heads"
-        )
+def _check_together(config: RunConfig) -> None:
+    budget, block = config.max_num_batched_tokens, config.block_size
     if budget is not None and block is not None and budget < block:
         raise ConfigError(
             f"--max-num-batched-tokens: got {budget}, expected at least a block (--block-size {block})"
@@ -180,6 +179,7 @@ def _replica(
     gpu: GpuSpec,
     engine: EngineProfile,
     cost_model: Any,
+    layout: Layout,
     blocks: int,
     index: int,
 ) -> ReplicaSpec:
@@ -188,7 +188,8 @@ def _replica(
         name=f"replica-{index}",
         model=model,
         gpu=gpu,
-        tp=config.tensor_parallel_size,
+        tp=layout.tp,
+        dp=layout.dp,
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -201,10 +202,12 @@ def _replica(
         block_size=_known(config.block_size),
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         compression=load_plugin(COMPRESSIONS, config.kv_compression) if config.kv_compression else None,
-        max_num_seqs=_known(config.max_num_seqs),
-        max_num_batched_tokens=_known(config.max_num_batched_tokens),
         max_model_len=_known(config.max_model_len),
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        **layout.limits(
+            _known(config.max_num_seqs),
+            _known(config.max_num_batched_tokens),
+            config.long_prefill_token_threshold,
+        ),
     )
 
 
@@ -214,7 +217,9 @@ def _known(value: int | None) -> int:
     return value
 
 
-def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> MemoryLedger | None:
+def _ledger(
+    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile, layout: Layout
+) -> MemoryLedger | None:
     """The memory ledger; None where the user states the number of blocks.
 
     A `--max-model-len` must fit into the cache, as vLLM demands; the model's own length need not: a request that is
@@ -233,10 +238,11 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
         max_model_len=config.max_model_len if config.max_model_len != model.max_model_len else None,
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         block_size=config.block_size,
+        experts=layout.experts,
     )
 
 
-def _cost_model(
+def cost_model_of(
     config: RunConfig,
     model: ModelSpec,
     gpu: GpuSpec,
@@ -249,6 +255,7 @@ def _cost_model(
     if asked.is_path:  # makes modules of the current directory, and files, importable by name
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
+    demanded = {**Layout.of(config, model).demanded(config), **_kernels(config)}
     with _calibration_errors(config, model, gpu), _flagged("cost_model"):
         cost_model = load_cost_model(
             name,
@@ -258,8 +265,7 @@ def _cost_model(
             engine=engine,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
-            **_kernels(config),
-            **asked.parameters,
+            demanded={**demanded, **asked.parameters},
         )
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
