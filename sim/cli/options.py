@@ -49,6 +49,12 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
         "S",
         "seconds between the router's looks at its replicas (0: it always knows)",
     ),
+    ("fleet", str, "PARTS", "replicas that differ: gpu=h200,tp=2,count=3+gpu=l40s,count=4 (all alike)"),
+    ("disaggregate", str, "POOLS", "prefill and decode apart: prefill=1,decode=1,link=nvlink,... (together)"),
+    ("decode-routing", str, "NAME|module:Class", "routing within the decode pool (as --routing)"),
+    ("failures", str, "TIMES", "mtbf=3600,mttr=120 or replica=0,at=60,for=30 (none)"),
+    ("autoscale", str, "RULE", "min=1,max=8,metric=outstanding,target=32,startup=120,... (none)"),
+    ("stragglers", str, "WHICH", "replica=3,factor=1.3 or frac=0.1,factor=1.5 (none)"),
     ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
     ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),
@@ -65,7 +71,13 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
 _ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
 """Short names of flags."""
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model")
+_PLUGINS = (
+    "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+)  # fmt: skip
+_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Flags whose values have commas of their own: repeat the flag to give several."""
+NONE = "none"
+"""The value of such a flag that stands for not giving it, in a comparison with and without."""
 
 
 def add_trace_options(parser: Parser) -> None:
@@ -156,6 +168,8 @@ def _values(name: str, key: str, texts: Sequence[str], convert: _Convert) -> lis
         from stepline.sim.engine.plugins import split_plugins
 
         items = [item for text in texts for item in split_plugins(text)]
+    elif key in _TEXTS:
+        return [None if text == NONE else text for text in texts]
     else:
         items = listing(texts)
     if not items:
@@ -228,5 +242,9 @@ _SHORT = {"tensor_parallel_size": "tp", "data_parallel_size": "dp"}
 def label_of(differing: dict[str, Any]) -> str:
     """The policy goes by its bare name, everything else as key=value."""
     parts = [str(differing["policy"])] if "policy" in differing else []
-    parts += [f"{_SHORT.get(k, k.replace('_', '-'))}={v}" for k, v in differing.items() if k != "policy"]
+    parts += [
+        f"{_SHORT.get(k, k.replace('_', '-'))}={NONE if v is None else v}"
+        for k, v in differing.items()
+        if k != "policy"
+    ]
     return ",".join(parts)

@@ -145,6 +145,8 @@ class ClusterSpec:
     def _check_fleet(self) -> None:
         if self.disaggregation is not None:
             self.disaggregation.check(self.replicas)
+            if any(r.gpus != r.tp for r in self.replicas):
+                raise ConfigError("--disaggregate: cannot be combined with --data-parallel-size")
             for flag, part in (("--failures", self.outages), ("--autoscale", self.autoscaling)):
                 if part is not None:
                     raise ConfigError(f"{flag}: cannot be combined with --disaggregate")

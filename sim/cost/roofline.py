@@ -127,6 +127,7 @@ class RooflineCostModel:
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
         self._lines = DecodeLines(self._decode_lines)
+        self._one_window = self._decode[0].seconds if len(self._decode) == 1 else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -164,8 +165,11 @@ class RooflineCostModel:
             self._rows.grow(rows)
             return self._gpu_s(work)
         if n_decode:
-            for attention, context in zip(self._decode, context_tokens, strict=True):
-                total += attention.seconds(n_decode, context)
+            if self._one_window is not None:
+                total += self._one_window(n_decode, context_tokens[0])
+            else:
+                for attention, context in zip(self._decode, context_tokens, strict=True):
+                    total += attention.seconds(n_decode, context)
         if prefill_tokens:
             joined = self._joined and n_decode > 0
             whole = prefill_seqs == 1 and kv_tokens == prefill_tokens

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from ..cost.weight_tensors import ExpertSplit
+from ..engine.seats import Limits
 
 if TYPE_CHECKING:
     from ..cost.specs import ModelSpec
@@ -63,19 +64,17 @@ class Layout:
         """KV blocks of all ranks, one null block among them."""
         return self.dp * (of_a_rank - 1) + 1
 
-    def limits(self, seqs: int, tokens: int, chunk: int) -> dict[str, int]:
-        """Server flags of the ranks taken together; a prompt is computed by one rank, within that rank's budget."""
+    def limits(self, one: Limits) -> Limits:
+        """Limits of all ranks taken together; a prompt is computed by one rank, within that rank's budget."""
         if self.dp == 1:
-            return {
-                "max_num_seqs": seqs,
-                "max_num_batched_tokens": tokens,
-                "long_prefill_token_threshold": chunk,
-            }
-        return {
-            "max_num_seqs": self.dp * seqs,
-            "max_num_batched_tokens": self.dp * tokens,
-            "long_prefill_token_threshold": min(chunk or tokens, tokens),
-        }
+            return one
+        tokens = one.max_num_batched_tokens
+        return Limits(
+            self.dp * one.max_num_seqs,
+            self.dp * tokens,
+            one.max_model_len,
+            min(one.long_prefill_token_threshold or tokens, tokens),
+        )
 
 
 def _expert_gpus(config: RunConfig, model: ModelSpec, world: int) -> int:

@@ -22,7 +22,7 @@ from .plan_tasks import CapacityTask, FleetTask, run_task, save_load, slo_of
 from .plan_types import Candidate, Fleet, PlanProgress, PlanResult, Row
 from .prices import Prices, read_prices
 from .run import loaded
-from .setup import resolve
+from .setup import check_names, resolve
 
 if TYPE_CHECKING:
     from stepline.traces.trace import Trace
@@ -172,6 +172,7 @@ class _Planner:
         demands: dict[bool, Any] = {}
         for label, config in configs.items():
             candidate = Candidate(label, replace(config, replicas=1))
+            check_names(candidate.config)
             try:
                 setup = resolve(candidate.config)
             except (ConfigError, CalibrationError) as error:
