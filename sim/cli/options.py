@@ -30,6 +30,12 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("replicas", integer, "N", "replicas behind the router (1)"),
     ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
     ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    (
+        "speculative-config",
+        str,
+        "JSON",
+        'drafted tokens, e.g. {"method": "eagle", "num_speculative_tokens": 3, "acceptance": 0.7}',
+    ),
     ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
     ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
     ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
@@ -74,7 +80,7 @@ _ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
 _PLUGINS = (
     "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
 )  # fmt: skip
-_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+_TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
 """Flags whose values have commas of their own: repeat the flag to give several."""
 NONE = "none"
 """The value of such a flag that stands for not giving it, in a comparison with and without."""

@@ -28,6 +28,7 @@ TAKEN = {
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
+    "speculative-config": "speculative_config",
 }
 """Flags with a value: the setting that each becomes."""
 
@@ -59,7 +60,6 @@ _VALUELESS = {
 
 REFUSED = {
     "pipeline-parallel-size": "pipeline parallelism is not simulated",
-    "speculative-config": "speculative decoding is not simulated",
     "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",

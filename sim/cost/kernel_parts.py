@@ -34,6 +34,7 @@ class KernelParts:
     dp: int = 1
     ep: int = 1
     queries: int = 1
+    extra_linears: tuple[operators.Linear, ...] = ()
     attention_backend: str = "auto"
     fused_elementwise: bool = True
 
@@ -60,6 +61,7 @@ class KernelParts:
         """What depends on the tokens that this GPU computes."""
         parts = [
             *[self.linear(x) for x in operators.linears(self.model, self.tp) if x.kernel == "gemm"],
+            *[self.linear(x) for x in self.extra_linears],
             ElementwisePart(self.model, self.tp, self.fused_elementwise, self.fit("elementwise"), self.gpu),
         ]
         if self.dp == 1:
@@ -233,6 +235,8 @@ class KernelParts:
             raise ConfigError(
                 f"attention_backend: naive attention of the latents of {self.model.name} is not modelled"
             )
+        if self.attention_backend == "naive" and self.queries > 1:
+            raise ConfigError("attention_backend: naive attention of several drafted tokens is not modelled")
         if self.moe_skew < 0 or not math.isfinite(self.moe_skew):
             raise ConfigError(f"moe_skew: got {self.moe_skew}, expected a number >= 0")
 

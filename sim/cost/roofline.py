@@ -49,6 +49,8 @@ class RooflineCostModel:
         enforce_eager: no CUDA graphs: batches are not padded, and the host launches every kernel, which the GPU may
             have to wait for (`EngineProfile.eager_launch_s` each).
         residual: use the calibration's residual layers where it has them.
+        queries: tokens of a sequence in a decode step (a verification of drafted tokens); its keys are read once.
+        extra_linears: linear layers beside the model's own (the input projection of a drafting head).
 
     Raises:
         ConfigError: TP or EP does not divide the model, an unknown rule or back end, or an engine that has no eager mode.
@@ -57,8 +59,6 @@ class RooflineCostModel:
 
     dp = 1
     """Ranks that share the experts (`data_parallel`)."""
-    queries = 1
-    """Tokens of a sequence in a decode step (`speculation`)."""
 
     def __init__(
         self,
@@ -76,11 +76,14 @@ class RooflineCostModel:
         attention_backend: AttentionBackend = "auto",
         enforce_eager: bool = False,
         residual: bool = True,
+        queries: int = 1,
+        extra_linears: tuple[operators.Linear, ...] = (),
     ) -> None:
         self.model, self.gpu, self.tp, self.ep, self.engine = model, gpu, tp, ep, engine
         self.calibration = calibration if residual else calibration.without_residuals()
         self.kv_dtype = kv_dtype or ("fp32" if model.weight_dtype == "fp32" else "bf16")
         self.moe_skew = engine.moe_skew if moe_skew is None else moe_skew
+        self.queries = queries
         self.attention_backend, self.enforce_eager = attention_backend, enforce_eager
         self.history_rule = (
             chunk_history or attention_backends.HISTORY_RULES.get(attention_backend) or engine.chunk_history
@@ -101,7 +104,8 @@ class RooflineCostModel:
             tp=tp,
             dp=self.dp,
             ep=ep,
-            queries=self.queries,
+            queries=queries,
+            extra_linears=extra_linears,
             attention_backend=attention_backend,
             fused_elementwise=fused_elementwise,
         )
@@ -158,10 +162,11 @@ class RooflineCostModel:
 
     def _gpu_s(self, work: StepWork) -> float:
         prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
+        tokens = prefill_tokens + self.queries * n_decode
         try:
-            total = self._tokens.seconds[prefill_tokens + n_decode] + self._rows.seconds[rows]
+            total = self._tokens.seconds[tokens] + self._rows.seconds[rows]
         except IndexError:
-            self._tokens.grow(prefill_tokens + n_decode)
+            self._tokens.grow(tokens)
             self._rows.grow(rows)
             return self._gpu_s(work)
         if n_decode:
@@ -232,10 +237,10 @@ class RooflineCostModel:
 
     def _lines_above(self, n: int, more_s: float) -> list[tuple[float, float, float]]:
         """Lines of `n` decodes with `more_s` more on the GPU, each (fixed, slope, end)."""
-        for table in (self._tokens, self._rows):
-            if n >= len(table.seconds):
-                table.grow(n)
-        gpu_s = self._tokens.seconds[n] + self._rows.seconds[n] + more_s
+        tokens = self.queries * n
+        self._tokens.grow(tokens)
+        self._rows.grow(n)
+        gpu_s = self._tokens.seconds[tokens] + self._rows.seconds[n] + more_s
         host_s = self._host_s + self._host_per_seq_s * n
         least, after = (host_s, 0.0) if self._overlap else (self._launch_s, host_s)
         ends, bases, slopes = self._decode[0].segments(n)
@@ -284,7 +289,7 @@ class RooflineCostModel:
 
     def _on_gpu(self, get: Mapping[str, Array]) -> tuple[dict[str, Split], Array, Array]:
         """The breakdown without the host's part."""
-        seconds, flops, bytes_ = self._tokens.at(get["prefill_tokens"] + get["n_decode"])
+        seconds, flops, bytes_ = self._tokens.at(get["prefill_tokens"] + self.queries * get["n_decode"])
         self._add(seconds, flops, bytes_, self._rows.at(get["logits_rows"]))
         for prefill in self._prefill:
             self._add(seconds, flops, bytes_, self._chunk_split(prefill, get))
@@ -370,7 +375,7 @@ class RooflineCostModel:
         """Note, once each, work outside the range of the data behind the constants."""
         prefill, decode = self.kernels.attention_fits()
         n, chunks = columns["n_decode"], columns["prefill_seqs"]
-        self._ranges.check("gemm", self.kernels.fit("gemm"), m=columns["prefill_tokens"] + n)
+        self._ranges.check("gemm", self.kernels.fit("gemm"), m=columns["prefill_tokens"] + self.queries * n)
         some, fresh = n > 0, chunks > 0
         self._ranges.check("attention_decode", decode, batch=n[some])
         self._ranges.check(

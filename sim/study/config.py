@@ -57,7 +57,7 @@ class RunConfig:
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
     see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
     `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
-    `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
+    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
     `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
     `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
@@ -88,6 +88,7 @@ class RunConfig:
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
+    speculative_config: str | None = None
     attention_backend: str = "auto"
     elementwise: Literal["fused", "separate"] = "fused"
     enforce_eager: bool = False
@@ -138,6 +139,10 @@ class RunConfig:
             _check_not_negative("expert_skew", self.expert_skew)
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
+        if self.speculative_config is not None:
+            from .speculation import read_speculation
+
+            read_speculation(self.speculative_config)
         if self.slo is not None:
             from ..report.slo import parse_slo
 

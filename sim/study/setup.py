@@ -18,13 +18,17 @@ from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
+from ..cost.roofline import RooflineCostModel
 from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
+from ..cost.speculation import SpeculativeCostModel
+from ..engine.acceptance import AcceptanceTape
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
 from ..engine.seats import Limits
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
 from .fleet_texts import autoscaling_of, disaggregation_of, kinds_of, outages_of, slow_replicas
 from .parallel import Layout
+from .speculation import Speculation, beside, read_speculation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -295,6 +299,7 @@ def _replica(
         gpu=gpu,
         tp=layout.tp,
         dp=layout.dp,
+        tape=_tape(config),
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -319,6 +324,16 @@ def _price(config: RunConfig, gpu: GpuSpec) -> float | None:
     return gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
 
 
+def _speculation(config: RunConfig) -> Speculation | None:
+    return None if config.speculative_config is None else read_speculation(config.speculative_config)
+
+
+def _tape(config: RunConfig) -> AcceptanceTape | None:
+    """Draws of how many drafted tokens are accepted, from the run's seed."""
+    asked = _speculation(config)
+    return None if asked is None else AcceptanceTape(asked.acceptance, config.seed)
+
+
 def _known(value: int | None) -> int:
     if value is None:  # pragma: no cover - `_with_defaults` and `_max_model_len` fill these
         raise ConfigError("a setting without a default was left open")
@@ -335,7 +350,7 @@ def _ledger(
     """
     if config.num_gpu_blocks_override is not None:
         return None
-    return kv_ledger(
+    books = kv_ledger(
         model,
         gpu,
         engine=engine,
@@ -348,6 +363,11 @@ def _ledger(
         block_size=config.block_size,
         experts=layout.experts,
     )
+    drafts = _speculation(config)
+    if drafts is None:
+        return books
+    kv_dtype, size = DTYPES[config.kv_cache_dtype] or "bf16", _known(config.block_size)
+    return beside(books, drafts.footprint(model, tp=layout.tp, kv_dtype=kv_dtype, block_size=size))
 
 
 def cost_model_of(
@@ -363,7 +383,9 @@ def cost_model_of(
     if asked.is_path:  # makes modules of the current directory, and files, importable by name
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
-    demanded = {**Layout.of(config, model).demanded(config), **_kernels(config)}
+    drafts = _speculation(config)
+    wider = {} if drafts is None else {"queries": drafts.n_drafted + 1}
+    demanded = {**wider, **Layout.of(config, model).demanded(config), **_kernels(config)}
     with _calibration_errors(config, model, gpu), _flagged("cost_model"):
         cost_model = load_cost_model(
             name,
@@ -375,8 +397,20 @@ def cost_model_of(
             kv_dtype=DTYPES[config.kv_cache_dtype],
             demanded={**demanded, **asked.parameters},
         )
+        cost_model = _speculative(config, cost_model)
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+def _speculative(config: RunConfig, target: Any) -> Any:
+    """The target's cost model with a draft behind it, where one is asked for."""
+    asked = _speculation(config)
+    if asked is None:
+        return target
+    if not isinstance(target, RooflineCostModel):
+        raise ConfigError(f"--speculative-config: got cost model {config.cost_model!r}, expected a roofline")
+    options = {"kv_dtype": target.kv_dtype, **_kernels(config)}
+    return SpeculativeCostModel(target, asked.draft(target, **options))
 
 
 def _kernels(config: RunConfig) -> dict[str, Any]:
