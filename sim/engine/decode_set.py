@@ -68,20 +68,22 @@ class DecodeSet:
     n_live       sequences that still emit (static batching keeps finished rows as padding)
     since        counter when the set was last empty
     offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r; twice over,
+    grows_evenly whether every context grows by a token a step
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % cycle == r; twice over,
                  so that the steps of any cycle are a slice
     plain        every context grows by one token a step
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
     __slots__ = (
-        "block_size", "borders", "capped", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "offsets",
-        "plain", "since", "windows",
+        "block_size", "borders", "capped", "counter", "cycle", "emit_s", "grows_evenly", "heap", "late", "n",
+        "n_growing", "n_live", "offsets", "plain", "since", "windows",
     )  # fmt: skip
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
-        self.block_size = block_size
+        self.block_size = self.cycle = block_size
         self.windows = windows
+        self.grows_evenly = windows == (None,)
         self.plain = type(self) is DecodeSet and windows == (None,)
         self.counter = 0
         self.since = 0

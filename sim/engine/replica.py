@@ -31,6 +31,7 @@ from .view import ReplicaView
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
+    from .acceptance import AcceptanceTape
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -101,6 +102,7 @@ class Replica:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -121,7 +123,7 @@ class Replica:
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
-            life_log=life_log,
+            life_log=life_log, tape=tape,
         )  # fmt: skip
         seats = self.seats
         self.decode: DecodeSet = seats.decode
@@ -138,7 +140,7 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
+        grows_evenly = self.decode.grows_evenly
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
         self.no_growth = () if grows_evenly else (0,) * len(windows)
@@ -531,7 +533,7 @@ class Replica:
     def _start_mixed(self, plan: Plan) -> None:
         decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
-        if n and (need := decode.borders[decode.counter % decode.block_size]):
+        if n and (need := decode.borders[decode.counter % decode.cycle]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             self.kv.take(need)
@@ -619,7 +621,7 @@ class Replica:
             tokens, seqs, pairs, kv_tokens, logits, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += self.step_log.pack_more(*contexts[1:], *self.no_growth)
+            self.rows += self.step_log.pack_more(*contexts[1:], *(decode.growth() if n else self.no_growth))
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks
