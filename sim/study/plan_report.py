@@ -176,8 +176,9 @@ def _left_out(simulated: Sequence[Row], others: Sequence[Row]) -> str:
     reasons = dict.fromkeys(f"{row.label}: {row.why}" for row in others)
     shown = "".join(f"\n  {reason}" for reason in list(reasons)[:6])
     return (
-        f"{more}* on the front of price, TTFT and TPOT; latencies are of one replica at its share of the load; {count['pruned']} left out by price "
-        f"bounds, {count['infeasible']} infeasible{shown}{' …' if len(reasons) > 6 else ''}"
+        f"{more}* on the front of price, TTFT and TPOT; latencies are of one replica at its share of the load; "
+        f"{count['pruned']} left out by price bounds, {count['infeasible']} infeasible{shown}"
+        f"{' …' if len(reasons) > 6 else ''}"
     )
 
 
