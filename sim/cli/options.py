@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
-from .parser import Parser, integer, listing, number
+from .parser import Parser, integer, listing, number, switch
 
 if TYPE_CHECKING:
     from stepline.sim.study.config import RunConfig
@@ -27,6 +27,9 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("replicas", integer, "N", "replicas behind the router (1)"),
     ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
     ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
+    ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
+    ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
     ("cost-model", str, "NAME|module:Class", "what prices a step (roofline)"),
     ("calibration", str, "NAME|FILE", "kernel constants (the GPU's own)"),
 )
@@ -43,6 +46,12 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
         "S",
         "seconds between the router's looks at its replicas (0: it always knows)",
     ),
+    ("fleet", str, "PARTS", "replicas that differ: gpu=h200,tp=2,count=3+gpu=l40s,count=4 (all alike)"),
+    ("disaggregate", str, "POOLS", "prefill and decode apart: prefill=1,decode=1,link=nvlink,... (together)"),
+    ("decode-routing", str, "NAME|module:Class", "routing within the decode pool (as --routing)"),
+    ("failures", str, "TIMES", "mtbf=3600,mttr=120 or replica=0,at=60,for=30 (none)"),
+    ("autoscale", str, "RULE", "min=1,max=8,metric=outstanding,target=32,startup=120,... (none)"),
+    ("stragglers", str, "WHICH", "replica=3,factor=1.3 or frac=0.1,factor=1.5 (none)"),
     ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
     ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),
@@ -56,7 +65,13 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
 )
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model")
+_PLUGINS = (
+    "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+)  # fmt: skip
+_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Flags whose values have commas of their own: repeat the flag to give several."""
+NONE = "none"
+"""The value of such a flag that stands for not giving it, in a comparison with and without."""
 
 
 def add_trace_options(parser: Parser) -> None:
@@ -91,10 +106,11 @@ def add_run_options(parser: Parser) -> None:
     """The replica: model, GPU, scheduling, memory. Each takes several values (repeat it, or commas)."""
     for title, rows in (("hardware and model", _MODEL), ("scheduling", _SCHEDULING), ("KV cache", _MEMORY)):
         group = parser.add_argument_group(title)
-        for name, _, metavar, text in rows:
+        for name, convert, metavar, text in rows:
             names = [f"--{name}", "--tp"] if name == "tensor-parallel-size" else [f"--{name}"]
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if convert is switch else {}
             group.add_argument(
-                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text
+                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text, **bare
             )
         if title == "KV cache":
             group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None,
@@ -146,6 +162,8 @@ def _values(name: str, key: str, texts: Sequence[str], convert: _Convert) -> lis
         from stepline.sim.engine.plugins import split_plugins
 
         items = [item for text in texts for item in split_plugins(text)]
+    elif key in _TEXTS:
+        return [None if text == NONE else text for text in texts]
     else:
         items = listing(texts)
     if not items:
@@ -209,5 +227,9 @@ _SHORT = {"tensor_parallel_size": "tp"}
 def label_of(differing: dict[str, Any]) -> str:
     """The policy goes by its bare name, everything else as key=value."""
     parts = [str(differing["policy"])] if "policy" in differing else []
-    parts += [f"{_SHORT.get(k, k.replace('_', '-'))}={v}" for k, v in differing.items() if k != "policy"]
+    parts += [
+        f"{_SHORT.get(k, k.replace('_', '-'))}={NONE if v is None else v}"
+        for k, v in differing.items()
+        if k != "policy"
+    ]
     return ",".join(parts)

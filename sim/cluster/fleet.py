@@ -76,7 +76,7 @@ class Fleet:
         if pools is None:
             return None
         for replica in self.replicas:
-            copy_s = pools.layer_copy_s * spec.replicas[replica.index].model.n_layers
+            copy_s = pools.copy_s(spec.replicas[replica.index])
             if replica.index < pools.prefill:
                 replica.seats.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
                 replica.seats.parked = {}

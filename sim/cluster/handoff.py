@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .spec import ReplicaSpec
 
 FirstToken = Literal["decode", "prefill"]
+Connector = Literal["nixl", "p2p-nccl"]
+CONNECTORS = ("nixl", "p2p-nccl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,10 @@ class Disaggregation:
                  the prompt's computation except for its last layer; False: sent when the prompt is done
     first_token  who gives the client its first token: "decode" (vLLM's proxies: the prefill server's token is dropped
                  and computed again from the KV that has arrived) or "prefill" (Splitwise, DistServe)
-    layer_copy_s what a connector that works layer by layer within the forward pass (vLLM's P2pNccl) adds for each layer
-                 of each request: to the prefill step that completes it, and to the decode step that takes it in (a
-                 gather or scatter, a message, the wait for the copy). 0: KV moves beside the steps, as with NIXL
+    connector    "nixl": KV moves beside the steps; "p2p-nccl": layer by layer within the forward pass, as vLLM's
+                 P2pNcclConnector does, which adds the engine's `kv_layer_copy_s` for each layer of each request (a gather
+                 or scatter, a message, the wait for the copy) to the prefill step that completes it and to the decode
+                 step that takes it in
     hop_s        between the end of the prompt and the request's arrival at the decode server (None: of "decode" the
                  prefill server's way out and the decode server's way in, as the engine profile has them; else 0)
     """
@@ -48,8 +51,13 @@ class Disaggregation:
     link: Link = Link()  # noqa: RUF009 - a frozen value
     overlap: bool = False
     first_token: FirstToken = "decode"
-    layer_copy_s: float = 0.0
+    connector: Connector = "nixl"
     hop_s: float | None = None
+
+    def copy_s(self, replica: ReplicaSpec) -> float:
+        """Seconds that one request's KV adds to a step of this replica."""
+        within = self.connector == "p2p-nccl"
+        return replica.engine.kv_layer_copy_s * replica.model.n_layers if within else 0.0
 
     def check(self, replicas: tuple[ReplicaSpec, ...]) -> None:
         """Raise ConfigError for replicas that cannot work so."""

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from stepline.traces.errors import ConfigError
 
-from . import attention_costs, operators
-from .attention_costs import DecodeAttention, PrefillAttention, WholePrompt
+from . import attention_backends, attention_costs, operators
+from .attention_backends import AttentionBackend, NaiveDecode, NaivePrefill, UnsplitDecode
+from .attention_costs import ChunkAttention, DecodeAttention, PrefillAttention, TokenAttention, WholePrompt
 from .calibration import Calibration, KernelFit
 from .forms import Array, Split
 from .ranges import RangeLog
@@ -42,10 +43,13 @@ class RooflineCostModel:
         moe_skew: exponent of the experts' popularity; 0 is balanced; None: the engine profile's.
         chunk_history: `work` or `split-kv`, overrides the engine's rule (see `attention_costs.PrefillAttention`).
         fused_elementwise: norms take the residual adds along (torch.compile); False launches them apart.
+        attention_backend: see `attention_backends.BACKENDS`.
+        enforce_eager: no CUDA graphs: batches are not padded, and the host launches every kernel, which the GPU may
+            have to wait for (`EngineProfile.eager_launch_s` each).
         residual: use the calibration's residual layers where it has them.
 
     Raises:
-        ConfigError: TP or EP does not divide the model, or an unknown rule.
+        ConfigError: TP or EP does not divide the model, an unknown rule or back end, or an engine that has no eager mode.
         CalibrationError: the calibration lacks a kernel that this model needs.
     """
 
@@ -62,13 +66,18 @@ class RooflineCostModel:
         moe_skew: float | None = None,
         chunk_history: str | None = None,
         fused_elementwise: bool = True,
+        attention_backend: AttentionBackend = "auto",
+        enforce_eager: bool = False,
         residual: bool = True,
     ) -> None:
         self.model, self.gpu, self.tp, self.ep, self.engine = model, gpu, tp, ep, engine
         self.calibration = calibration if residual else calibration.without_residuals()
         self.kv_dtype = kv_dtype or ("fp32" if model.weight_dtype == "fp32" else "bf16")
         self.moe_skew = engine.moe_skew if moe_skew is None else moe_skew
-        self.history_rule = chunk_history or engine.chunk_history
+        self.attention_backend, self.enforce_eager = attention_backend, enforce_eager
+        self.history_rule = (
+            chunk_history or attention_backends.HISTORY_RULES.get(attention_backend) or engine.chunk_history
+        )
         self.notes: list[str] = list(calibration.notes)
         if calibration.gpu != gpu.name and not calibration.notes:
             self.notes.append(
@@ -82,10 +91,11 @@ class RooflineCostModel:
             ElementwisePart(model, tp, fused_elementwise, self._fit("elementwise"), gpu),
         ]
         parts += self._moe_parts() + self._comm_parts() + self._step_parts()
-        pad = graph_padding(engine.cuda_graph_sizes, engine.max_graph_tokens)
-        self._tokens = CountTable(parts, pad)
+        graphs = () if enforce_eager else engine.cuda_graph_sizes
+        self._tokens = CountTable(parts, graph_padding(graphs, engine.max_graph_tokens))
         self._rows = CountTable(self._head_parts())
         self._prefill, self._decode = self._attention()
+        self._launch_s = self.launches * engine.eager_launch_s if enforce_eager else 0.0
         self._prompts = [
             CountTable([WholePrompt(p, joined) for p in self._prefill]) for joined in (False, True)
         ]
@@ -93,14 +103,26 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
         self._overlap = engine.host_overlaps_gpu
+        if self._overlap:
+            self._host_s += self._launch_s
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
         self._lines = _Lines(self._decode_lines)
+        self._one_window = self._decode[0].seconds if len(self._decode) == 1 else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the result must know: transferred constants, work outside the data's range."""
         return (*self.notes, *self._ranges.notes())
+
+    @property
+    def launches(self) -> int:
+        """Kernels of one step of decodes: all layers' (attention and the write of its keys among them), the embedding,
+        LM head and sampler. Chunks that share the step's launches add none."""
+        parts = (*self._tokens.parts, *self._rows.parts)
+        naive = self.attention_backend == "naive"
+        attention = (attention_backends.NAIVE_LAUNCHES if naive else 1) + 1
+        return sum(part.launches for part in parts) + attention * self.model.n_layers + 1
 
     # --- the hot path
 
@@ -114,8 +136,11 @@ class RooflineCostModel:
             self._rows.grow(rows)
             return self.step_s(work)
         if n_decode:
-            for attention, context in zip(self._decode, context_tokens, strict=True):
-                total += attention.seconds(n_decode, context)
+            if self._one_window is not None:
+                total += self._one_window(n_decode, context_tokens[0])
+            else:
+                for attention, context in zip(self._decode, context_tokens, strict=True):
+                    total += attention.seconds(n_decode, context)
         if prefill_tokens:
             joined = self._joined and n_decode > 0
             whole = prefill_seqs == 1 and kv_tokens == prefill_tokens
@@ -129,7 +154,7 @@ class RooflineCostModel:
         host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
         if self._overlap:
             return host if host > total else total
-        return total + host
+        return (total if total > self._launch_s else self._launch_s) + host
 
     def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
         """Attention seconds of the chunks of a step, remembered: those of a trace repeat.
@@ -155,15 +180,14 @@ class RooflineCostModel:
             if piece < len(ends) and grown > 0:
                 n = min(n, int((ends[piece] - context) // grown) + 1)
         host = self._host_s + self._host_per_seq_s * work.n_decode
-        if not self._overlap:
-            return Progression(gpu_s + host, delta, n)
-        if gpu_s < host:
+        least, after = (host, 0.0) if self._overlap else (self._launch_s, host)
+        if gpu_s < least:
             if delta > 0:
-                n = min(n, int((host - gpu_s) // delta) + 1)
-            return Progression(host, 0.0, n)
-        if delta < 0:
-            n = min(n, int((gpu_s - host) // -delta) + 1)
-        return Progression(gpu_s, delta, n)
+                n = min(n, int((least - gpu_s) // delta) + 1)
+            return Progression(least + after, 0.0, n)
+        if delta < 0 and least:
+            n = min(n, int((gpu_s - least) // -delta) + 1)
+        return Progression(gpu_s + after, delta, n)
 
     @property
     def decode_lines(self) -> Mapping[int, Lines]:
@@ -179,17 +203,14 @@ class RooflineCostModel:
                 table.grow(n)
         gpu_s = self._tokens.seconds[n] + self._rows.seconds[n]
         host_s = self._host_s + self._host_per_seq_s * n
+        least, after = (host_s, 0.0) if self._overlap else (self._launch_s, host_s)
         ends, bases, slopes = self._decode[0].segments(n)
         lines: list[tuple[float, float, float]] = []
         start = 0.0
         for base, slope, end in zip(bases, slopes, [*ends, math.inf], strict=True):
-            fixed = gpu_s + base
-            if not self._overlap:
-                lines.append((fixed + host_s, slope, end))
-            else:
-                lines += _above(host_s, fixed, slope, start, end)
+            lines += _above(least, gpu_s + base, slope, start, end)
             start = end
-        return lines
+        return [(fixed + after, slope, end) for fixed, slope, end in lines]
 
     def _gpu_s(self, work: StepWork) -> float:
         if work.n_decode >= len(self._tokens.seconds) or work.logits_rows >= len(self._rows.seconds):
@@ -243,15 +264,16 @@ class RooflineCostModel:
             + self._host_per_chunk_s * get["prefill_seqs"]
             + self._host_per_seq_s * get["n_decode"]
         )
-        if self._overlap:
+        if self._overlap or self._launch_s:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(tokens.shape))
-            host = np.maximum(host - gpu_s, 0.0)
+            late = np.maximum((host if self._overlap else self._launch_s) - gpu_s, 0.0)
+            host = late if self._overlap else host + late
         seconds.setdefault("host", {})["host"] = host
         self._check_range(get)
         return seconds, flops, bytes_
 
     def _chunk_split(
-        self, prefill: PrefillAttention, get: Mapping[str, Array]
+        self, prefill: ChunkAttention, get: Mapping[str, Array]
     ) -> tuple[dict[str, Split], Array, Array]:
         """Breakdown of the chunks' attention; the steps that have none are left out of the arithmetic."""
         rows = np.flatnonzero(get["prefill_tokens"])
@@ -293,6 +315,15 @@ class RooflineCostModel:
         if self.ep != 1 and (model.moe is None or self.ep != self.tp or model.moe.n_experts % self.ep):
             raise ConfigError(
                 f"ep: got {self.ep}, expected 1 or tp ({self.tp}), on a model whose experts it divides"
+            )
+        attention_backends.check_backend(self.attention_backend)
+        if self.attention_backend == "naive" and model.mla is not None:
+            raise ConfigError(
+                f"attention_backend: naive attention of the latents of {model.name} is not modelled"
+            )
+        if self.enforce_eager and not self.engine.eager_launch_s:
+            raise ConfigError(
+                f"enforce_eager: engine {self.engine.name} has no eager mode: its eager_launch_s is 0"
             )
         if self.moe_skew < 0 or not math.isfinite(self.moe_skew):
             raise ConfigError(f"moe_skew: got {self.moe_skew}, expected a number >= 0")
@@ -349,18 +380,24 @@ class RooflineCostModel:
         peak = compute_peak(self.gpu, self.model.weight_dtype)
         return [MoePart(self.model, self.tp, self.ep, self.moe_skew, self._fit("moe"), self.gpu, peak)]
 
-    def _attention(self) -> tuple[list[PrefillAttention], list[DecodeAttention]]:
+    def _attention(self) -> tuple[list[ChunkAttention], list[TokenAttention]]:
         model, gpu = self.model, self.gpu
         peak = compute_peak(gpu, "fp32" if model.weight_dtype == "fp32" else "bf16")
-        prefill_fit, decode_fit = self._attention_fits()
         shapes = (
             attention_costs.prefill_shape(model, self.tp, self.kv_dtype),
             attention_costs.decode_shape(model, self.tp, self.kv_dtype),
         )
+        if self.attention_backend == "naive":
+            fits = self._fit("gemm_bf16", "gemm"), self._fit("elementwise")
+            return (
+                [NaivePrefill(shapes[0], *fits, gpu, peak, layers=layers) for _, layers in model.windows],
+                [NaiveDecode(shapes[1], *fits, gpu, peak, layers=layers) for _, layers in model.windows],
+            )
+        prefill_fit, decode_fit = self._attention_fits()
         heads, kv_heads = operators.heads_per_gpu(model, self.tp)
         at = {"heads": float(heads), "kv_heads": float(kv_heads), "group": heads / kv_heads}
         eff = decode_fit.constants["memory_eff"]
-        prefill = [
+        prefill: list[ChunkAttention] = [
             PrefillAttention(
                 shapes[0],
                 prefill_fit,
@@ -374,10 +411,14 @@ class RooflineCostModel:
             )
             for window, layers in model.windows
         ]
-        decode = [
-            DecodeAttention(shapes[1], decode_fit, gpu, peak, layers=layers, slice_at=at)
-            for _, layers in model.windows
-        ]
+        decode: list[TokenAttention]
+        if self.attention_backend == "flash":
+            decode = [UnsplitDecode(shapes[1], decode_fit, gpu, peak, layers=n) for _, n in model.windows]
+        else:
+            decode = [
+                DecodeAttention(shapes[1], decode_fit, gpu, peak, layers=layers, slice_at=at)
+                for _, layers in model.windows
+            ]
         return prefill, decode
 
     def _attention_fits(self) -> tuple[KernelFit, KernelFit]:

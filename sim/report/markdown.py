@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .comparison_tables import ComparisonTables, metric_name, records
+from .fleet_lines import fleet_lines
 from .run_tables import RunTables
 from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
 from .titles import subtitle, trace_text
@@ -59,6 +60,7 @@ def _bullets(summary: Mapping[str, Any]) -> str:
         f"KV peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks, "
         f"prefix hits {share_text(kv['prefix_hit_token_frac'])}",
         f"GPU time: {time_text(summary)}",
+        *(f"{name}: {line}" for name, line in fleet_lines(summary)),
     ]
     if usd is not None:
         lines.append(f"${usd:,.2f} per million output tokens")

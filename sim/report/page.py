@@ -33,7 +33,8 @@ _SECTIONS = {
 
 def run_page(run: RunTables) -> str:
     """The report of one run."""
-    body = parts.latency_section(run.summary) + parts.observed_section(run.summary) + parts.provenance([run])
+    sections = (parts.latency_section, parts.fleet_section, parts.observed_section)
+    body = "".join(make(run.summary) for make in sections) + parts.provenance([run])
     return _page([run], f"{run.label}: {trace_text(run.config)}", parts.verdict_card(run.summary), body)
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from .chart_parts import PALETTE, Chart
 from .comparison_tables import ComparisonTables, metric_name, records
+from .fleet_lines import fleet_lines
 from .run_tables import RunTables
 from .side_by_side import LATENCIES, STATISTICS, rows_of
 from .time_bar import time_bar, time_key
@@ -126,6 +127,12 @@ def latency_section(summary: Summary) -> str:
         for label, key, meaning in LATENCIES
     )
     return section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>")
+
+
+def fleet_section(summary: Summary) -> str:
+    """Pools, outages, scaling and hardware of a fleet; nothing for plain replicas."""
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(line)}</td></tr>" for name, line in fleet_lines(summary))
+    return section("Fleet", f"<table>{rows}</table>") if rows else ""
 
 
 def observed_section(summary: Summary) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .fleet_lines import fleet_lines
 from .ranking import Place, criterion, rank
 from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
@@ -64,6 +65,8 @@ def _headline(summary: Mapping[str, Any]) -> Table:
         "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
     )
     table.add_row("cost", _cost(summary))
+    for name, line in fleet_lines(summary):
+        table.add_row(name, line)
     if slo := summary.get("slo"):
         table.add_row("SLO", _slo(slo))
     table.columns[0].style = "dim"
@@ -80,6 +83,8 @@ def _cost(summary: Mapping[str, Any]) -> str:
     usd = summary["cost"]["usd_per_million_output_tokens"]
     money = "no price" if usd is None else f"${usd:,.2f} per million output tokens"
     gpus, seconds = summary["n_gpus"], summary["duration_s"]
+    if "hardware" in summary.get("fleet", {}):
+        return f"{money}; {summary['cost']['gpu_hours']:.3g} GPU hours in {seconds_text(seconds)}"
     return f"{money}; {gpus} GPU{'s' if gpus > 1 else ''} for {seconds_text(seconds)}"
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Replay = Literal["open", "closed"]
 
+BACKENDS = ("auto", "flash", "flash-decoding", "naive")
+"""Names of attention back ends (`cost.attention_backends`, spelt here so that flags are checked without NumPy)."""
+
 DTYPES: dict[str, Dtype | None] = {
     "auto": None,
     "bf16": "bf16", "bfloat16": "bf16",
@@ -51,7 +54,10 @@ class RunConfig:
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
-    replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price.
+    replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
+    see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that
+    differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`),
+    `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -68,9 +74,18 @@ class RunConfig:
     kv_compression: str | None = None
     routing: str = "round-robin"
     router_scrape_interval: float = 0.0
+    fleet: str | None = None
+    disaggregate: str | None = None
+    decode_routing: str | None = None
+    failures: str | None = None
+    autoscale: str | None = None
+    stragglers: str | None = None
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
+    attention_backend: str = "auto"
+    elementwise: Literal["fused", "separate"] = "fused"
+    enforce_eager: bool = False
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     generation_config: str = "auto"
@@ -110,6 +125,9 @@ class RunConfig:
         for name in ("dtype", "kv_cache_dtype"):
             _check_name(name, getattr(self, name), DTYPES)
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
+        _check_name("attention_backend", self.attention_backend, BACKENDS)
+        _check_name("elementwise", self.elementwise, ("fused", "separate"))
+        _check_switch("enforce_eager", self.enforce_eager)
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
         if self.slo is not None:
@@ -165,6 +183,11 @@ def _check_utilization(value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{flag(name)}: got {value!r}, expected true or false")
 
 
 def _check_name(name: str, value: Any, known: Any) -> None:

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.slowed import SlowedCost
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
@@ -20,6 +22,7 @@ from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
+from .fleet_texts import autoscaling_of, disaggregation_of, kinds_of, outages_of, slow_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +55,54 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
         ConfigError: an unknown name (with the nearest), values that do not go together, a model that does not fit.
     """
     engine = _named("engine", lambda: load_engine(config.engine))
+    kinds = kinds_of(config)
+    config = replace(config, replicas=sum(kind.count for kind in kinds))
+    if calibration is not None and len(kinds) > 1:
+        raise ConfigError("--fleet: one calibration cannot stand for replicas that differ")
+    made = [_made(kind.config, engine, calibration) for kind in kinds]
+    specs = [m.build() for kind, m in zip(kinds, made, strict=True) for _ in range(kind.count)]
+    described = made[0].described | {
+        name: value for name, value in asdict(config).items() if name in OF_A_FLEET
+    }
+    if len(kinds) > 1:
+        described["kinds"] = [{"count": k.count, **m.described} for k, m in zip(kinds, made, strict=True)]
+    cluster = ClusterSpec(
+        replicas=_numbered(_slowed(specs, config)),
+        routing=_routing(config, "routing"),
+        scrape_interval_s=config.router_scrape_interval,
+        replay=config.replay,
+        client_timeout_s=config.client_timeout,
+        max_concurrency=config.max_concurrency,
+        record_steps=config.record_steps,
+        record_blocks=config.record_blocks,
+        **_fleet(config),
+    )
+    cluster.check()
+    return Setup(
+        replace(made[0].config, replicas=config.replicas),
+        cluster,
+        described,
+        tuple(dict.fromkeys([text for m in made for text in m.warnings])),
+    )
+
+
+OF_A_FLEET = ("replicas", "fleet", "disaggregate", "decode_routing", "failures", "autoscale", "stragglers")
+"""Settings of all replicas together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """What a configuration makes: itself as resolved, `build` (a replica with policies of its own), its description,
+    what to tell."""
+
+    config: RunConfig
+    build: Callable[[], ReplicaSpec]
+    described: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def _made(config: RunConfig, engine: EngineProfile, calibration: Calibration | None) -> _Made:
+    """Specs, KV cache and cost model of equal replicas."""
     config = _with_defaults(config, engine)
     model = _model(config)
     gpu, notes = _gpu(config)
@@ -61,24 +112,44 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
     # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
     blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
     cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
-    replicas = tuple(
-        _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
-    )
     described = _described(config, model, gpu, engine)
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
-    cluster = ClusterSpec(
-        replicas=replicas,
-        routing=_routing(config),
-        scrape_interval_s=config.router_scrape_interval,
-        replay=config.replay,
-        client_timeout_s=config.client_timeout,
-        max_concurrency=config.max_concurrency,
-        record_steps=config.record_steps,
-        record_blocks=config.record_blocks,
-    )
-    return Setup(
-        config, cluster, described, (*_not_modelled(config), *(*notes, *getattr(cost_model, "warnings", ())))
-    )
+    build = partial(_replica, config, model, gpu, engine, cost_model, blocks)
+    warnings = (*_not_modelled(config), *notes, *getattr(cost_model, "warnings", ()))
+    return _Made(config, build, described, warnings)
+
+
+def _slowed(specs: list[ReplicaSpec], config: RunConfig) -> list[ReplicaSpec]:
+    """The replicas, stragglers among them; equal ones share a cost model."""
+    if config.stragglers is None:
+        return specs
+    slow = slow_replicas(config.stragglers, len(specs), config.seed)
+    models: dict[tuple[int, float], SlowedCost] = {}
+    found = list(specs)
+    for number, factor in slow.items():
+        inner = specs[number].cost_model
+        model = models.setdefault((id(inner), factor), SlowedCost(inner, factor))
+        found[number] = replace(specs[number], cost_model=model)
+    return found
+
+
+def _numbered(specs: list[ReplicaSpec]) -> tuple[ReplicaSpec, ...]:
+    return tuple([replace(spec, name=f"replica-{i}") for i, spec in enumerate(specs)])
+
+
+def _fleet(config: RunConfig) -> dict[str, Any]:
+    """What a fleet has beyond replicas and a router."""
+    if config.decode_routing is not None and config.disaggregate is None:
+        raise ConfigError("--decode-routing: got a policy, expected --disaggregate with it")
+    parts: dict[str, Any] = {}
+    if config.disaggregate is not None:
+        parts["disaggregation"] = disaggregation_of(config.disaggregate)
+        parts["decode_routing"] = config.decode_routing and _routing(config, "decode_routing")
+    if config.failures is not None:
+        parts["outages"] = outages_of(config.failures, config.seed)
+    if config.autoscale is not None:
+        parts["autoscaling"] = autoscaling_of(config.autoscale)
+    return parts
 
 
 def check_names(config: RunConfig) -> None:
@@ -139,12 +210,17 @@ def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _routing(config: RunConfig) -> Any:
-    """The routing policy; one that draws at random gets the run's seed, unless its text says another."""
-    group = "stepline.routing_policies"
-    asked = parse_plugin(config.routing, "--routing")
-    takes_seed = "seed" in inspect.signature(load_plugin_class(group, asked.target)).parameters
-    return load_plugin(group, config.routing, **({"seed": config.seed} if takes_seed else {}))
+def _routing(config: RunConfig, name: str) -> Any:
+    """The routing policy of a setting; one that draws at random gets the run's seed, unless its text says another."""
+    group, text = "stepline.routing_policies", getattr(config, name)
+    try:
+        takes_seed = (
+            "seed"
+            in inspect.signature(load_plugin_class(group, parse_plugin(text, flag(name)).target)).parameters
+        )
+        return load_plugin(group, text, **({"seed": config.seed} if takes_seed else {}))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--routing", flag(name), 1)) from None
 
 
 @contextmanager
@@ -203,11 +279,9 @@ def _replica(
     engine: EngineProfile,
     cost_model: Any,
     blocks: int,
-    index: int,
 ) -> ReplicaSpec:
     eviction = plugin_factory("stepline.eviction_policies", config.kv_eviction)
     return ReplicaSpec(
-        name=f"replica-{index}",
         model=model,
         gpu=gpu,
         tp=config.tensor_parallel_size,
@@ -227,7 +301,12 @@ def _replica(
         max_num_batched_tokens=_known(config.max_num_batched_tokens),
         max_model_len=_known(config.max_model_len),
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        usd_per_gpu_hour=_price(config, gpu),
     )
+
+
+def _price(config: RunConfig, gpu: GpuSpec) -> float | None:
+    return gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
 
 
 def _known(value: int | None) -> int:
@@ -280,10 +359,22 @@ def _cost_model(
             engine=engine,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
+            **_kernels(config),
             **asked.parameters,
         )
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+def _kernels(config: RunConfig) -> dict[str, Any]:
+    """The kernels' what-ifs that differ from what engines do."""
+    asked = {
+        "attention_backend": config.attention_backend,
+        "fused_elementwise": config.elementwise == "fused",
+        "enforce_eager": config.enforce_eager,
+    }
+    usual = {"attention_backend": "auto", "fused_elementwise": True, "enforce_eager": False}
+    return {name: value for name, value in asked.items() if value != usual[name]}
 
 
 @contextmanager
@@ -298,10 +389,9 @@ def _calibration_errors(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> It
 
 def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> dict[str, Any]:
     """Every setting as it was resolved, and the specs behind the names."""
-    price = gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
     return {
         **asdict(config),
-        "usd_per_gpu_hour": price,
+        "usd_per_gpu_hour": _price(config, gpu),
         "model_spec": asdict(model),
         "gpu_spec": asdict(gpu),
         "engine_profile": asdict(engine),
