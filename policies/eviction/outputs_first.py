@@ -9,7 +9,7 @@ from stepline.sim.engine.plugins import load_plugin
 
 if TYPE_CHECKING:
     from stepline.sim.engine.contracts import EvictionPolicy
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 
 class OutputsFirstPolicy:

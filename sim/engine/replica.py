@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Indexable
+from heapq import heappop
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,11 +25,13 @@ from .contracts import Plan
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
 from .sequence import DONE, Sequence
+from .step_log import pack_row
 from .view import ReplicaView
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
+    from .acceptance import AcceptanceTape
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -47,6 +50,7 @@ AFTER_ALL = EventPriority(2)
 """Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
+new_tuple = tuple.__new__  # makes a named tuple in a third of the time
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
 
@@ -72,7 +76,7 @@ class Replica:
 
     __slots__ = (
         "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "horizon_s", "idle", "inbox", "index", "kv", "limits",
+        "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
         "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
@@ -98,6 +102,7 @@ class Replica:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -118,7 +123,7 @@ class Replica:
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
-            life_log=life_log,
+            life_log=life_log, tape=tape,
         )  # fmt: skip
         seats = self.seats
         self.decode: DecodeSet = seats.decode
@@ -135,8 +140,9 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
-        self.lines = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        grows_evenly = self.decode.grows_evenly
+        self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
         self.no_growth = () if grows_evenly else (0,) * len(windows)
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -290,10 +296,11 @@ class Replica:
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
-        if not self.waiting and not self.prefilling and self.decode.n and not self.plan.ask_every_step:
-            limit = self._leap_limit(DECODE_ALL)
-            if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
-                self._start_leap(DECODE_ALL, limit)
+        if self.decode.n and not self.waiting and not self.prefilling and not self.plan.ask_every_step:
+            if self.glides and self.link is None and self._glide():
+                return True
+            if self.decode.n and not self.waiting and (limit := self._leap_limit(DECODE_ALL)):
+                self._start_leap(DECODE_ALL, limit)  # KV suffices: all decode, no policy need be asked
                 return True
         if self.kv.evictable and self.paged and self.waiting and self.decode.n:
             self.kv.vacate(self.decode.blocks_in(1))
@@ -368,6 +375,77 @@ class Replica:
         self.idle = False
         if self._begin():
             self._wait()
+
+    # -- nothing but decodes ----------------------------------------------------------------------------------------
+
+    def _glide(self) -> bool:
+        """Take leap after leap while nobody waits and no prompt is unfinished: all decode, and no policy need be asked.
+
+        What `_start_leap` and `_end_leap` do, in one place for the case in which a run spends its life: one attention
+        window priced by lines, every KV growing. True: a leap is in progress that outlasts the simulation's next event.
+        False: all of them are over, and the next step is of another kind.
+        """
+        decode, kv, seats = self.decode, self.kv, self.seats
+        waiting, heap, rows, lines = self.waiting, decode.heap, self.rows, self.lines
+        size, spare, index = kv.block_size, self.spare_blocks, self.index
+        while decode.n and not waiting and not self.inbox:
+            n, counter, start = decode.n, decode.counter, self.now_s
+            while heap[0][3].epoch != heap[0][2]:
+                heappop(heap)
+            limit = heap[0][0] - counter
+            free = kv.free + kv.evictable - spare
+            if decode.n_growing * (limit // size + 1) > free:
+                limit = decode.steps_within(free, limit)
+                if not limit:
+                    return False
+            context = decode.offsets + n * (counter + 1)
+            ends, pieces = lines[n]
+            piece = bisect_left(ends, context) if context > ends[0] else 0
+            fixed, slope = pieces[piece]
+            if context + n * (limit - 1) > ends[piece]:
+                limit = int((ends[piece] - context) // n) + 1
+            first, delta = fixed + slope * context, slope * n
+            end = start + limit * first + delta * (limit * (limit - 1) // 2)
+            if self.coming_s < end:
+                heard = self._steps_heard(first, delta)
+                if heard < limit:
+                    limit = heard
+                    end = start + limit * first + delta * (limit * (limit - 1) // 2)
+            if not start < end < inf or end >= self.horizon_s:
+                self._set_leap(context, first, delta, limit, end)
+                return True
+            if seats.leaving:
+                seats.release_leaving()
+            live = decode.n_live
+            if decode.emit_s != start or decode.late:
+                self.start_s, self.first_s, self.delta_s, self.n_steps = start, first, delta, limit
+                live = self._log_gaps()
+            opened = decode.blocks_in(limit)
+            if opened:
+                kv.take(opened)
+            self.steps += limit
+            rows += pack_row(
+                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
+            )  # fmt: skip
+            self.now_s = end
+            decode.counter = counter + limit
+            decode.emit_s = end
+            if heap[0][0] <= counter + limit:
+                seats.finish(end)
+            if self.coming_s <= end or self.inbox:
+                last = limit - 1
+                self._absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else end)
+        return False
+
+    def _set_leap(self, context: int, first_s: float, delta_s: float, n_steps: int, end_s: float) -> None:
+        """A leap of everybody begins, and will be waited for."""
+        self.plan, self.mixed, self.context = DECODE_ALL, False, context
+        self.first_s, self.delta_s, self.n_steps = first_s, delta_s, n_steps
+        self.start_s, self.end_s = self.now_s, end_s
+        if not self.now_s < end_s < inf:
+            self._fail_step()
+        if self.seats.leaving:
+            self.seats.release_leaving()
 
     # -- start of a step --------------------------------------------------------------------------------------------
 
@@ -455,7 +533,7 @@ class Replica:
     def _start_mixed(self, plan: Plan) -> None:
         decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
-        if n and (need := decode.borders[decode.counter % decode.block_size]):
+        if n and (need := decode.borders[decode.counter % decode.cycle]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             self.kv.take(need)
@@ -482,7 +560,7 @@ class Replica:
         self.plan = plan
         self.mixed = True
         contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = StepWork(total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows)
+        self.work = work = new_tuple(StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows))
         first = self.cost.step_s(work)
         if self.link is not None and self.link.pending:
             first = self.link.stretch(first)
@@ -516,12 +594,12 @@ class Replica:
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
             0, 0, 0, 0, n, self.context,
         )  # fmt: skip
         if self.windowed:
-            self.rows += self.windowed
+            self.rows += self.step_log.pack_more(*self.windowed)
         if decode.advance(n_steps, now):
             self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
@@ -538,12 +616,12 @@ class Replica:
             if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
             tokens, seqs, pairs, kv_tokens, logits, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += (*contexts[1:], *self.no_growth)
+            self.rows += self.step_log.pack_more(*contexts[1:], *(decode.growth() if n else self.no_growth))
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks
@@ -605,8 +683,9 @@ def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
         n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s) + 1
     else:
         n = int(elapsed_s / first_s) + 1
-    while n > 1 and (n - 1) * first_s + delta_s * ((n - 1) * (n - 2) // 2) >= elapsed_s:
-        n -= 1
+    m = n - 1
+    while m and m * first_s + delta_s * (m * (m - 1) // 2) >= elapsed_s:
+        n, m = m, m - 1
     while n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
         n += 1
     return n

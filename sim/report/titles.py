@@ -33,7 +33,8 @@ def trace_text(config: Mapping[str, Any]) -> str:
 def subtitle(runs: Sequence[RunTables]) -> str:
     """The line under a page's heading."""
     trace = runs[0].config["trace"]
-    return f"{trace['requests']:,} requests · {setup_text([run.config for run in runs])}"
+    requests = f"{trace['requests']:,} request{'' if trace['requests'] == 1 else 's'}"
+    return f"{requests} · {setup_text([run.config for run in runs])}"
 
 
 def file_stem(runs: Sequence[RunTables]) -> str:
