@@ -34,8 +34,8 @@ LOOKED = ("good_frac", "ttft_p99", "tpot_p99")
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How finely to look: requests in a probe (of the first ones, which only seek the bracket, a share `coarse_frac`),
-    relative width of the last bracket, and how many replications at least and at most. They stop when the 95 % interval of the mean tells how many replicas the load needs, or when its
-    relative half-width is `interval_frac`."""
+    relative width of the last bracket, and how many replications at least and at most. They stop when the 95 % interval
+    of the mean tells how many replicas the load needs, or when its relative half-width is `interval_frac`."""
 
     requests: int = 4000
     bracket_frac: float = 0.04
