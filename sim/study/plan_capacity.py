@@ -23,7 +23,9 @@ START_FRAC = 0.25
 """First rate as a share of the bound: under latency objectives engines reach 20-40 % of the physical floor's rate."""
 
 
-LEAST_COARSE = 100
+LEAST_COARSE = 200
+"""Fewer requests than this say too little of a tail to seek a bracket by."""
+
 COARSE_WIDTH = 0.15
 """Relative width of the bracket that is sought first, with few requests a look."""
 
@@ -46,8 +48,9 @@ class Effort:
 
     @property
     def coarse_requests(self) -> int:
-        """Requests in a probe that only seeks the bracket."""
-        return min(self.requests, max(LEAST_COARSE, round(self.coarse_frac * self.requests)))
+        """Requests in a probe that only seeks the bracket; 0: a full probe is small enough for that."""
+        few = round(self.coarse_frac * self.requests)
+        return few if few >= LEAST_COARSE else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +147,10 @@ def capacity(
         )
         return seen
 
-    coarse = Search(lambda rate: glance(rate, effort.coarse_requests), ceiling, ceiling / 4096)
-    if rough := coarse.run(guess, step, COARSE_WIDTH):
-        guess, step = rough, 1.0 + 2 * effort.bracket_frac
+    if effort.coarse_requests:
+        coarse = Search(lambda rate: glance(rate, effort.coarse_requests), ceiling, ceiling / 4096)
+        if rough := coarse.run(guess, step, COARSE_WIDTH):
+            guess, step = rough, 1.0 + 2 * effort.bracket_frac
     while len(rates) < effort.most:
         search = Search(look, ceiling, ceiling / 4096)
         rate = search.run(guess, step, effort.bracket_frac)
