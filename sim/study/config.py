@@ -29,6 +29,12 @@ DTYPES: dict[str, Dtype | None] = {
 DEFAULT_GPU = "h100-sxm"
 """Where neither `gpu` nor the constants of a calibration file name one."""
 
+FLEET_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Settings that are texts of `key=value,...`, see `study.fleet_texts`."""
+
+NONE = "none"
+"""What stands for None, no such text, where a flag or a file must say something."""
+
 FALLBACKS: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
     "max_num_seqs": 256,
