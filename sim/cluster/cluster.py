@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import simpy
 from numpy.typing import NDArray
 from stepline.traces.errors import InvariantError
 
 from ..engine.accounting import StepAccounting, combine
 from ..engine.block_watch import BlockLog, WatchedEviction
+from ..engine.clock import Environment, NothingLeft
 from ..engine.kv_cache import KVCache
 from ..engine.life_log import LifeLog
 from ..engine.replica import Replica
@@ -65,7 +65,7 @@ class _Run:
     def __init__(self, trace: Trace, spec: ClusterSpec) -> None:
         spec.check()
         self.trace, self.spec = trace, spec
-        self.env = simpy.Environment()
+        self.env = Environment()
         self.requests = RequestLog()
         self.gaps = GapLog()
         self.lives = LifeLog(with_chunks=spec.record_steps)
@@ -207,7 +207,7 @@ class _Run:
                     on_progress(
                         Progress(len(self.requests), total, self.env.now, time.perf_counter() - began)
                     )
-        except simpy.core.EmptySchedule:
+        except NothingLeft:
             pass
         finally:
             gc.enable()

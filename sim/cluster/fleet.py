@@ -15,9 +15,9 @@ from .roster import Roster
 from .router import Router
 
 if TYPE_CHECKING:
-    import simpy
     from numpy.typing import NDArray
 
+    from ..engine.clock import Environment
     from ..engine.contracts import EvictionPolicy, RoutingPolicy
     from ..engine.replica import Replica
     from ..engine.sequence import Sequence
@@ -34,7 +34,7 @@ class Fleet:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         spec: ClusterSpec,
         replicas: list[Replica],
         *,

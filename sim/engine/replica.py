@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Indexable
 from heapq import heappop
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import simpy
-from simpy.events import EventPriority
 from stepline.traces.errors import InvariantError, PolicyError
 
 from ..cost.work import StepWork
 from .capped_decode_set import windowed_pairs
+from .clock import Environment, Event, StepEnd
 from .contracts import Plan
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
@@ -46,26 +45,11 @@ if TYPE_CHECKING:
     from .step_log import GapLog, StepLog
     from .swap import SwapSpace
 
-AFTER_ALL = EventPriority(2)
-"""Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
 new_tuple = tuple.__new__  # makes a named tuple in a third of the time
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
-
-
-class StepEnd(simpy.Event):
-    """End of a step: like a Timeout, but after everything else that happens at the same instant."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Any], None]) -> None:
-        if not 0.0 <= delay_s < inf:
-            raise InvariantError(f"a step ends {delay_s} s from now")
-        self.env = env  # set as simpy.Timeout does, which this is but for its priority
-        self.callbacks = [callback]
-        self._value = None
-        self._ok = True
-        env.schedule(self, AFTER_ALL, delay_s)
 
 
 class Replica:
@@ -84,7 +68,7 @@ class Replica:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         index: int,
         *,
         limits: Limits,
@@ -155,7 +139,7 @@ class Replica:
         self.coming = Sequence(-1, inf, inf, 0, 0)
         self.coming_s = inf
         self.idle = True
-        self.event: simpy.Event | None = None
+        self.event: Event | None = None
         self.view = ReplicaView(self)
         attach = getattr(self.waiting, "attach", None)
         if attach is not None:
@@ -268,7 +252,7 @@ class Replica:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def _on_step_end(self, event: simpy.Event) -> None:
+    def _on_step_end(self, event: Event) -> None:
         if event is self.event:  # else a leap that was cut short
             self._run()
 
@@ -366,7 +350,7 @@ class Replica:
         if self.coming_s < inf:
             self.event = StepEnd(self.env, self.coming_s - self.env.now, self._wake)
 
-    def _wake(self, _: simpy.Event) -> None:
+    def _wake(self, _: Event) -> None:
         self.now_s = self.coming_s
         self._absorb(self.now_s)
         if not self.waiting:
