@@ -243,6 +243,11 @@ def test_candidates_that_are_no_plan_are_refused(changes, message):
         plan(load(), candidates | {"odd": replace(candidates["l40s,1,chunked"], **changes)})
 
 
+def test_a_bracket_is_sought_with_few_requests_where_few_say_enough():
+    assert (Effort().coarse_requests, Effort(requests=799).coarse_requests) == (1000, 200)
+    assert Effort(requests=150).coarse_requests == 0
+
+
 def test_too_little_to_plan_for_is_refused():
     with pytest.raises(ConfigError, match="40 requests, a plan needs at least 100"):
         plan(load(40), choices())
