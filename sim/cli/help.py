@@ -25,7 +25,8 @@ scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --preemption NAM
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
            --generation-config NAME  --routing NAME  --router-scrape-interval S  --vllm-args 'FLAGS OF A SERVER'
 KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-caching  --block-size N
-           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
+           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N  --kv-offloading-size GIB
+           --kv-offloading-ssd-size GIB  --kv-offloading-backend native[:k=v,...]
 results    --out DIR  --no-save  --record-steps  --uncertainty [DRAWS]  --json  --quiet
 files      --report [FILE]  --vllm-bench-json FILE  --prometheus FILE  --perfetto FILE
 

@@ -54,9 +54,20 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    (
+        "kv-offloading-backend",
+        str,
+        "native[:k=v,...]",
+        "write=write-through|on-evict, load=cost|always, eviction=NAME, ... (native)",
+    ),
 )
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model")
+_PLUGINS = (
+    "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model",
+    "kv_offloading_backend",
+)  # fmt: skip
 
 
 def add_trace_options(parser: Parser) -> None:

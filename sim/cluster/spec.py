@@ -14,6 +14,7 @@ from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
 from .clients import Replay
 from .handoff import Disaggregation
+from .offloading import Offloading
 from .outages import Outages
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ReplicaSpec:
     usd_per_gpu_hour: float | None = None
     kv_dtype: Dtype = "bf16"
     compression: KvCompression | None = None
+    offloading: Offloading | None = None
 
     @property
     def kv_block_bytes(self) -> float:
@@ -60,6 +62,8 @@ class ReplicaSpec:
 
     def check(self) -> None:
         """Raise ConfigError for parts that do not go together."""
+        if self.offloading is not None:
+            self._check_offloading()
         if self.compression is None:
             return
         name = f"--kv-compression {type(self.compression).__name__}"
@@ -72,6 +76,17 @@ class ReplicaSpec:
         if self.policy.pads:
             raise ConfigError(
                 f"{name}: cannot be combined with a padding policy ({type(self.policy).__name__})"
+            )
+
+    def _check_offloading(self) -> None:
+        if self.eviction is None:
+            raise ConfigError(
+                "--kv-offloading-size: needs prefix caching: what is offloaded is found by its prefix"
+            )
+        if getattr(self.preemption, "mode", "recompute") == "swap":
+            raise ConfigError(
+                "--kv-offloading-size: cannot be combined with --preemption ...:mode=swap: what preempted sequences leave "
+                "behind goes to the tiers already"
             )
 
     def swap_space(self) -> SwapSpace | None:
@@ -136,6 +151,10 @@ class ClusterSpec:
     def _check_fleet(self) -> None:
         if self.disaggregation is not None:
             self.disaggregation.check(self.replicas)
+            if any(r.offloading is not None and r.offloading.stall for r in self.replicas):
+                raise ConfigError(
+                    "--kv-offloading-backend native: stall: cannot be combined with --disaggregate"
+                )
             for flag, part in (("--failures", self.outages), ("--autoscale", self.autoscaling)):
                 if part is not None:
                     raise ConfigError(f"{flag}: cannot be combined with --disaggregate")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ranking import Place, criterion, rank
-from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
+from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, tiers_text, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def _headline(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
     )
+    if "tiers" in kv:
+        table.add_row("KV tiers", tiers_text(kv))
     table.add_row("cost", _cost(summary))
     if slo := summary.get("slo"):
         table.add_row("SLO", _slo(slo))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.offloading import Offloading
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
@@ -205,6 +206,9 @@ def _replica(
         max_num_batched_tokens=_known(config.max_num_batched_tokens),
         max_model_len=_known(config.max_model_len),
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        offloading=Offloading.parse(
+            config.kv_offloading_backend, config.kv_offloading_size, config.kv_offloading_ssd_size
+        ),
     )
 
 
