@@ -25,6 +25,8 @@ TAKEN = {
     "block-size": "block_size",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "kv-offloading-size": "kv_offloading_size",
+    "kv-offloading-backend": "kv_offloading_backend",
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
@@ -63,7 +65,6 @@ REFUSED = {
     "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",
-    "kv-offloading-size": "KV offloading is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Indexable
 from heapq import heappop
 from math import inf, sqrt
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .kv_cache import KVCache
     from .life_log import LifeLog
     from .step_log import GapLog, StepLog
-    from .swap import SwapSpace
+    from .swap import StepLink, SwapSpace
 
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
@@ -59,7 +59,7 @@ class Replica:
     """
 
     __slots__ = (
-        "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
+        "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
         "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
         "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
@@ -94,6 +94,7 @@ class Replica:
         self.depth = engine.pipeline_depth
         self.cost = cost_model
         self.policy = policy
+        self.ask = policy.plan
         self.preemption = preemption
         self.kv: KVCache = kv
         kv.clock = self
@@ -102,7 +103,7 @@ class Replica:
         self.gap_log = gap_log
         self.on_done = on_done
         self.admission = admission
-        self.link = None if swap is None else swap.link
+        self.link: StepLink | None = None if swap is None else swap.link
         self.compression = compression
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
@@ -207,7 +208,7 @@ class Replica:
             self.n_steps = done
             self.end_s = self.start_s + done * self.first_s + self.delta_s * (done * (done - 1) // 2)
             self._end_leap()
-        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.inbox]])
+        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.unheard()]])
         for seq in here:
             if seq.aborted and seq.state != DONE:
                 self.seats.done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
@@ -288,14 +289,14 @@ class Replica:
                 return True
         if self.kv.evictable and self.paged and self.waiting and self.decode.n:
             self.kv.vacate(self.decode.blocks_in(1))
-        plan = self.policy.plan(self.view)
+        plan = self.ask(self.view)
         if plan.chunks and not plan.preempt:
             self._start_mixed(plan)
             return True
         if self._is_empty(plan):
             self.seats.release_leaving()
             self._absorb(self.now_s)
-            plan = self.policy.plan(self.view)
+            plan = self.ask(self.view)
             if self._is_empty(plan):
                 self._go_idle()
                 return False
@@ -305,7 +306,7 @@ class Replica:
         return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
 
     def _go_idle(self) -> None:
-        if (self.running or self.waiting) and not self.seats.parked:
+        if (self.running or self.waiting) and not self._awaits():
             self._fail(next(iter(self.running or self.waiting)), "idle while there is work that fits")
         self.plan = DECODE_ALL
         self.idle = True
@@ -313,20 +314,27 @@ class Replica:
         self.n_steps = 0
         self._sleep()
 
+    def _awaits(self) -> bool:
+        """Whether KV that somebody else has to free is why nothing fits."""
+        return bool(self.seats.parked)
+
     # -- arrivals ---------------------------------------------------------------------------------------------------
 
     def _absorb(self, until_s: float) -> None:
         """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
-            seq = inbox.popleft()[1]
-            if not seq.aborted or seq.patient_until_s > until_s:
-                self.waiting.append(seq)
-            else:
-                self.seats.abort(seq)
+            self._hear(inbox.popleft()[1], until_s)
         while self.coming_s <= until_s:
             self.waiting.append(self.coming)
             self._draw()
+
+    def _hear(self, seq: Sequence, until_s: float) -> None:
+        """Of an arrival, or of a client that has given up."""
+        if not seq.aborted or seq.patient_until_s > until_s:
+            self.waiting.append(seq)
+        else:
+            self.seats.abort(seq)
 
     def _draw(self) -> None:
         """Look ahead to the next arrival of the feed."""
@@ -338,7 +346,7 @@ class Replica:
             self.seats.done(seq, REJECTED, seq.arrival_s, 0)
         self.coming_s = inf
 
-    def unheard(self) -> deque[tuple[float, Sequence]]:
+    def unheard(self) -> Collection[tuple[float, Sequence]]:
         """Who has arrived, with its time, but is not in the queue yet: the next plan will see it, or the one after."""
         while self.coming_s <= self.now_s:
             self.inbox.append((self.coming_s, self.coming))

@@ -234,7 +234,16 @@ disaggregate = ["none", "prefill=1,decode=1"]
 
 
 def test_a_plan_takes_equal_replicas_only(here, capsys):
-    argv = ["plan", "--trace", "t.jsonl", "--slo", "ttft_p99<1", "--disaggregate", "prefill=1,decode=1", "--no-save"]
+    argv = [
+        "plan",
+        "--trace",
+        "t.jsonl",
+        "--slo",
+        "ttft_p99<1",
+        "--disaggregate",
+        "prefill=1,decode=1",
+        "--no-save",
+    ]
     assert main(argv) == 2
     assert "expected no --disaggregate" in capsys.readouterr().err
 
