@@ -25,6 +25,7 @@ from .contracts import Plan
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
 from .sequence import DONE, Sequence
+from .step_log import pack_row
 from .view import ReplicaView
 
 if TYPE_CHECKING:
@@ -423,7 +424,7 @@ class Replica:
             if opened:
                 kv.take(opened)
             self.steps += limit
-            rows += (
+            rows += pack_row(
                 index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
             )  # fmt: skip
             self.now_s = end
@@ -593,12 +594,12 @@ class Replica:
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
             0, 0, 0, 0, n, self.context,
         )  # fmt: skip
         if self.windowed:
-            self.rows += self.windowed
+            self.rows += self.step_log.pack_more(*self.windowed)
         if decode.advance(n_steps, now):
             self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
@@ -615,12 +616,13 @@ class Replica:
             if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
             tokens, seqs, pairs, kv_tokens, logits, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += (*contexts[1:], *(self.decode.growth() if n else self.no_growth))
+            growth = self.decode.growth() if n else self.no_growth
+            self.rows += self.step_log.pack_more(*contexts[1:], *growth)
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks

@@ -57,9 +57,9 @@ class RunConfig:
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
     see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
     `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
-    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
-    `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
-    `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
+    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
+    (replicas that differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as
+    `routing`), `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
