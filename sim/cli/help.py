@@ -24,7 +24,7 @@ hardware   --model NAME|config.json  --gpu NAME|FILE  --dtype FORMAT
 parallel   --tp N (--tensor-parallel-size)  --dp N (--data-parallel-size)  --enable-expert-parallel  --expert-skew A
 what if    --attention-backend auto|flash|flash-decoding|naive  --elementwise fused|separate  --enforce-eager
 scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --preemption NAME  --admission NAME
-           --speculative-config JSON
+           --speculative-config JSON  --enable-lora  --max-loras N  --max-lora-rank N
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
            --generation-config NAME  --vllm-args 'FLAGS OF A SERVER'
 fleet      --replicas N  --routing NAME  --router-scrape-interval S  --fleet gpu=G,tp=N,count=N[+...]

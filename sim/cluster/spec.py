@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from ..cost.lora import adapter_bytes
 from ..cost.memory_ledger import kv_block_bytes
+from ..engine.adapters import AdapterSlots
 from ..engine.seats import Limits
 from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 class ReplicaSpec:
     """One replica: a model on `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
 
-    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify.
+    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify. `max_loras`:
+    slots of LoRA adapters (None: it serves none).
     """
 
     model: ModelSpec
@@ -50,6 +53,8 @@ class ReplicaSpec:
     tp: int = 1
     dp: int = 1
     tape: AcceptanceTape | None = None
+    max_loras: int | None = None
+    max_lora_rank: int = 16
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -72,6 +77,8 @@ class ReplicaSpec:
             self._check_speculation(self.tape)
         if self.offloading is not None:
             self._check_offloading()
+        if self.max_loras is not None:
+            self._check_lora()
         if self.compression is None:
             return
         name = f"--kv-compression {type(self.compression).__name__}"
@@ -102,6 +109,27 @@ class ReplicaSpec:
         for what, is_so in refused.items():
             if is_so:
                 raise ConfigError(f"--speculative-config: cannot be combined with {what}")
+
+    def _check_lora(self) -> None:
+        refused = {
+            "--kv-compression": self.compression is not None,
+            "--speculative-config": self.tape is not None,
+            "--data-parallel-size": self.dp > 1,
+            "a preemption policy that swaps": getattr(self.preemption, "mode", "recompute") == "swap",
+            f"a batching policy that preempts for rank ({type(self.policy).__name__})": getattr(
+                self.policy, "preemptive", False
+            ),
+        }
+        for what, is_so in refused.items():
+            if is_so:
+                raise ConfigError(f"--enable-lora: cannot be combined with {what}")
+
+    def adapter_slots(self) -> AdapterSlots | None:
+        """Slots of LoRA adapters, each copied in over the GPU's own PCIe link (None: it serves none)."""
+        if self.max_loras is None:
+            return None
+        load_s = adapter_bytes(self.model, self.max_lora_rank, self.tp) / self.gpu.pcie_bytes_per_s
+        return AdapterSlots(self.max_loras, load_s)
 
     @property
     def gpus(self) -> int:

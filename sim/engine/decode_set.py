@@ -178,6 +178,10 @@ class DecodeSet:
         full = self.offsets + self.n * (self.counter + 1)
         return self._per_window(full) if self.capped else (full,)
 
+    def no_context(self) -> tuple[int, ...]:
+        """Context of a step in which nobody decodes, per attention window."""
+        return (0,) * len(self.windows)
+
     def _per_window(self, full: int) -> tuple[int, ...]:
         capped = iter(self.capped)
         return tuple([full if w is None else next(capped).context_at(self.counter) for w in self.windows])
