@@ -74,7 +74,7 @@ class Replica:
 
     __slots__ = (
         "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
+        "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
         "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
@@ -139,6 +139,7 @@ class Replica:
         self.no_context = (0,) * len(windows)
         grows_evenly = self.decode.windows == (None,)  # every context by one token a step
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
         self.no_growth = () if grows_evenly else (0,) * len(windows)
         self.context = 0
@@ -249,7 +250,8 @@ class Replica:
         c, done, n = prompt_tokens, history_tokens, self.decode.n
         contexts = self.decode.context_tokens() if n else self.no_context
         pairs = c * done + c * (c + 1) // 2
-        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n))
+        generated = self.decode.generated_tokens()
+        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n, generated))
 
     def steps_done(self) -> int:
         """Steps of the leap in progress that have ended by now."""
@@ -401,7 +403,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
             end = start + limit * first + delta * (limit * (limit - 1) // 2)
             if self.coming_s < end:
                 heard = self._steps_heard(first, delta)
@@ -422,7 +424,8 @@ class Replica:
                 kv.take(opened)
             self.steps += limit
             rows += (
-                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
+                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n,
+                context - decode.inputs, context,
             )  # fmt: skip
             self.now_s = end
             decode.counter = counter + limit
@@ -496,7 +499,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
         else:
             first, delta, limit = self._leap(limit)
         if self.link is not None and self.link.pending:
@@ -524,7 +527,7 @@ class Replica:
         decode = self.decode
         contexts, growth = decode.context_tokens(), decode.growth()
         self.context, self.windowed = contexts[0], (*contexts[1:], *growth) if self.no_growth else ()
-        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
+        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n, decode.generated_tokens())
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
     def _start_mixed(self, plan: Plan) -> None:
@@ -556,8 +559,12 @@ class Replica:
         plan.chunks = chunks
         self.plan = plan
         self.mixed = True
-        contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = new_tuple(StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows))
+        contexts, generated = (
+            (decode.context_tokens(), decode.generated_tokens()) if n else (self.no_context, 0)
+        )
+        self.work = work = new_tuple(
+            StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows, generated)
+        )
         first = self.cost.step_s(work)
         if self.link is not None and self.link.pending:
             first = self.link.stretch(first)
@@ -593,7 +600,7 @@ class Replica:
         self.steps += n_steps
         self.rows += (
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
-            0, 0, 0, 0, n, self.context,
+            0, 0, 0, 0, n, decode.generated_tokens(), self.context,
         )  # fmt: skip
         if self.windowed:
             self.rows += self.windowed
@@ -606,7 +613,7 @@ class Replica:
     def _end_mixed(self) -> None:
         decode, kv, seats, start = self.decode, self.kv, self.seats, self.start_s
         self.now_s = now = self.end_s
-        tokens, seqs, pairs, kv_tokens, n, contexts, logits = self.work
+        tokens, seqs, pairs, kv_tokens, n, contexts, logits, generated = self.work
         live = 0
         if n:
             live = decode.n_live
@@ -615,7 +622,7 @@ class Replica:
         self.steps += 1
         self.rows += (
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
-            tokens, seqs, pairs, kv_tokens, logits, contexts[0],
+            tokens, seqs, pairs, kv_tokens, logits, generated, contexts[0],
         )  # fmt: skip
         if self.no_growth:
             self.rows += (*contexts[1:], *self.no_growth)

@@ -15,7 +15,8 @@ Columns = Mapping[str, NDArray[Any]]
 FLUSH_ROWS = 16_384
 ROW = (
     "replica", "start_s", "n_steps", "first_s", "delta_s", "n_decode", "live", "n_waiting", "kv_free_blocks",
-    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows", "context_tokens",
+    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows",
+    "generated_tokens", "context_tokens",
 )  # fmt: skip
 
 

@@ -107,9 +107,7 @@ class Tier:
 
         The write begins at `ready_s`; `write`: the channel (None: what arrives has paid its way).
         """
-        held = [
-            copy for s in segments if (copy := self._take_in(s, now_s, ready_s, write)) is not None
-        ]
+        held = [copy for s in segments if (copy := self._take_in(s, now_s, ready_s, write)) is not None]
         for copy in reversed(held):  # a tail is lost before its head
             self.unhold(copy, now_s)
 

@@ -46,25 +46,25 @@ before vLLM 0.16).
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's
-    default.
+        default.
 
-    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`, `kv_compression`,
-    `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
-    seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
-    (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
-    `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
-    `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
-<<<<<<< HEAD
-    replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
-    see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price.
-=======
-    replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
-    `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
-    `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
->>>>>>> h/cluster
+        `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`, `kv_compression`,
+        `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
+        seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
+        (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+        `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
+        `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
+    <<<<<<< HEAD
+        replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
+        see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price.
+    =======
+        replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
+        `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
+        `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
+    >>>>>>> h/cluster
 
-    Raises:
-        ConfigError: a value out of range, naming its flag.
+        Raises:
+            ConfigError: a value out of range, naming its flag.
     """
 
     model: str = "llama-3.1-8b"
