@@ -14,7 +14,7 @@ from stepline.traces.errors import ConfigError, nearest
 TAKEN = {
     "model": "model",
     "tensor-parallel-size": "tensor_parallel_size",
-    "data-parallel-size": "replicas",
+    "data-parallel-size": "data_parallel_size",
     "dtype": "dtype",
     "quantization": "dtype",
     "kv-cache-dtype": "kv_cache_dtype",
@@ -28,6 +28,7 @@ TAKEN = {
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
+    "speculative-config": "speculative_config",
 }
 """Flags with a value: the setting that each becomes."""
 
@@ -38,7 +39,7 @@ SHORT = {
     "-pp": "pipeline-parallel-size",
 }
 
-TURNED_ON = {"enforce-eager": "enforce_eager"}
+TURNED_ON = {"enforce-eager": "enforce_eager", "enable-expert-parallel": "enable_expert_parallel"}
 """Flags without a value: the setting that each turns on."""
 
 SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
@@ -59,8 +60,6 @@ _VALUELESS = {
 
 REFUSED = {
     "pipeline-parallel-size": "pipeline parallelism is not simulated",
-    "speculative-config": "speculative decoding is not simulated",
-    "enable-expert-parallel": "expert parallelism is not simulated",
     "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",

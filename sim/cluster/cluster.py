@@ -117,14 +117,14 @@ class _Run:
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
         capped = spec.compression is not None and spec.compression.cap_tokens is not None
-        grows_evenly = windows == (None,) and not capped
+        grows_evenly = windows == (None,) and not capped and spec.tape is None
         log = self.logs.get((id(spec.cost_model), grows_evenly))
         if log is None:
             accounting = StepAccounting(spec.cost_model, len(windows), {})
             sinks: list[Any] = [accounting, self.gaps.take_steps, self.busy]
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
-            log = StepLog(len(windows), sinks, grows_evenly=grows_evenly)
+            log = StepLog(len(windows), sinks, grows_evenly=grows_evenly, speculates=spec.tape is not None)
             self.logs[id(spec.cost_model), grows_evenly] = log
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
@@ -150,6 +150,7 @@ class _Run:
             admission=spec.admission() if spec.admission else None,
             swap=spec.swap_space(),
             compression=spec.compression,
+            tape=spec.tape,
         )
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:
@@ -245,7 +246,7 @@ class _Run:
                 "evicted_blocks": sum(c.evicted_blocks for c in caches),
             },
             config=self.spec.config,
-            n_gpus=sum(r.tp for r in self.spec.replicas),
+            n_gpus=sum(r.gpus for r in self.spec.replicas),
             peaks=mean_peaks(self.spec, self.busy.seconds),
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),

@@ -156,13 +156,13 @@ class CollectivePart:
 class MoePart:
     """The routed experts of all MoE layers on one GPU, as one fused kernel a layer.
 
-    Without expert parallelism every GPU holds a 1/TP slice of each expert and computes all tokens. With it
+    Without expert parallelism each of the `world` GPUs holds a slice of every expert and computes all tokens. With it
     (`ep` GPUs) each holds N/ep whole experts and computes its share of the routed copies; under skewed
-    routing the busiest GPU sets the pace (`imbalance`, its share over the mean).
+    routing the busiest GPU sets the pace (`operators.busiest_share`). `tokens` are those of all data-parallel ranks.
     """
 
     model: ModelSpec
-    tp: int
+    world: int
     ep: int
     skew: float
     fit: KernelFit
@@ -195,7 +195,7 @@ class MoePart:
     def _shape(self) -> operators.MoeShape:
         moe = self.model.moe
         assert moe is not None  # the part exists for MoE models only
-        width = operators.ceil_div(moe.expert_size * self.ep, self.tp)
+        width = operators.ceil_div(moe.expert_size * self.ep, self.world)
         return operators.MoeShape(
             hidden=self.model.hidden_size,
             expert=width,

@@ -73,8 +73,9 @@ class CostModel(Protocol):
 
     A model whose pure-decode step is piecewise linear in the context of its one attention window may also offer
     `decode_lines`, a mapping from n_decode to (ends, [(fixed_s, slope_s), ...]): such a step lasts fixed + slope ·
-    context seconds by the first piece whose end is >= context (the last end is infinite), less
-    `generated_s` · Σ input tokens where it has that attribute (seconds a generated token, which are in the slope). It must agree with `leap`, which it saves the engine from asking.
+    context seconds by the first piece whose end is >= context (the last end is infinite), less `generated_s` · Σ input
+    tokens where it has that attribute (seconds a generated token, which are in the slope). It must agree with `leap`,
+    which it saves the engine from asking.
 
     A plug-in (`--cost-model module:Class`) needs `step_s` alone; without `leap` it is asked once a step, without
     `explain` its steps are booked under one class (`plugins.completed` adds what is missing). It may also have

@@ -69,20 +69,22 @@ class DecodeSet:
     since        counter when the set was last empty
     offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
     inputs       Σ input tokens over the rows: context without a window - inputs is what they have emitted
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r; twice over,
+    grows_evenly whether every context grows by a token a step
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % cycle == r; twice over,
                  so that the steps of any cycle are a slice
     plain        every context grows by one token a step
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
     __slots__ = (
-        "block_size", "borders", "capped", "counter", "emit_s", "heap", "inputs", "late", "n", "n_growing", "n_live",
-        "offsets", "plain", "since", "windows",
+        "block_size", "borders", "capped", "counter", "cycle", "emit_s", "grows_evenly", "heap", "inputs", "late", "n",
+        "n_growing", "n_live", "offsets", "plain", "since", "windows",
     )  # fmt: skip
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
-        self.block_size = block_size
+        self.block_size = self.cycle = block_size
         self.windows = windows
+        self.grows_evenly = windows == (None,)
         self.plain = type(self) is DecodeSet and windows == (None,)
         self.counter = 0
         self.since = 0

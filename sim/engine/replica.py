@@ -25,11 +25,13 @@ from .contracts import Plan
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
 from .sequence import DONE, Sequence
+from .step_log import pack_row
 from .view import ReplicaView
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
+    from .acceptance import AcceptanceTape
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -100,6 +102,7 @@ class Replica:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -120,7 +123,7 @@ class Replica:
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
-            life_log=life_log,
+            life_log=life_log, tape=tape,
         )  # fmt: skip
         seats = self.seats
         self.decode: DecodeSet = seats.decode
@@ -137,7 +140,7 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
+        grows_evenly = self.decode.grows_evenly
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
@@ -423,7 +426,7 @@ class Replica:
             if opened:
                 kv.take(opened)
             self.steps += limit
-            rows += (
+            rows += pack_row(
                 index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n,
                 context - decode.inputs, context,
             )  # fmt: skip
@@ -533,7 +536,7 @@ class Replica:
     def _start_mixed(self, plan: Plan) -> None:
         decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
-        if n and (need := decode.borders[decode.counter % decode.block_size]):
+        if n and (need := decode.borders[decode.counter % decode.cycle]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             self.kv.take(need)
@@ -598,12 +601,12 @@ class Replica:
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
             0, 0, 0, 0, n, decode.generated_tokens(), self.context,
         )  # fmt: skip
         if self.windowed:
-            self.rows += self.windowed
+            self.rows += self.step_log.pack_more(*self.windowed)
         if decode.advance(n_steps, now):
             self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
@@ -620,12 +623,12 @@ class Replica:
             if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
             tokens, seqs, pairs, kv_tokens, logits, generated, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += (*contexts[1:], *self.no_growth)
+            self.rows += self.step_log.pack_more(*contexts[1:], *(decode.growth() if n else self.no_growth))
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks

@@ -16,9 +16,11 @@ from .decode_set import DecodeSet
 from .life_log import LifeLog
 from .request_log import FINISHED, TIMED_OUT
 from .sequence import DECODING, DONE, PREFILLING, WAITING, Sequence
+from .speculative_decode_set import SpeculativeDecodeSet
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
+    from .acceptance import AcceptanceTape
     from .contracts import BatchPolicy, KvCompression, WaitingQueue
     from .kv_cache import KVCache, Match
     from .step_log import GapLog
@@ -40,6 +42,8 @@ class Limits:
 
 class Seats:
     """The sequences of one replica. `outputs[i]`: true output tokens of trace row i; `fail`: raises PolicyError.
+
+    `tape`: acceptances of drafted tokens, where decode steps verify them.
 
     waiting     in the order of the policy's queue
     running     have a seat, in order of admission; `prefilling` of them have prompt left to compute
@@ -69,6 +73,7 @@ class Seats:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
     ) -> None:
         self.index = index
         self.seats = limits.max_num_seqs
@@ -88,11 +93,7 @@ class Seats:
         self.fail = fail
         self.swap = swap
         self.compression = compression
-        self.decode = (
-            DecodeSet(kv.block_size, windows)
-            if compression is None or compression.cap_tokens is None
-            else CappedDecodeSet(kv.block_size, windows, compression.cap_tokens)
-        )
+        self.decode = _decode_set(kv.block_size, windows, compression, tape)
         make_queue = getattr(policy, "make_queue", None)
         self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
         self.on_end: Callable[[Sequence], None] | None = getattr(self.waiting, "ended", None)
@@ -343,6 +344,19 @@ class Seats:
         for members in (self.running, self.prefilling, self.leaving):
             members.clear()
         self.decode.clear()
+
+
+def _decode_set(
+    block_size: int,
+    windows: tuple[int | None, ...],
+    compression: KvCompression | None,
+    tape: AcceptanceTape | None,
+) -> DecodeSet:
+    if tape is not None:
+        return SpeculativeDecodeSet(block_size, tape)
+    if compression is None or compression.cap_tokens is None:
+        return DecodeSet(block_size, windows)
+    return CappedDecodeSet(block_size, windows, compression.cap_tokens)
 
 
 def _is_less(match: Match | None, planned: Match | None) -> bool:

@@ -46,30 +46,31 @@ before vLLM 0.16).
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run's settings. Names are vLLM's flags with underscores; None: the engine profile's or the model's
-        default.
+    default.
 
-        `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`, `kv_compression`,
-        `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
-        seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
-        (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
-        `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
-        `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
-    <<<<<<< HEAD
-        replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
-        see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price.
-    =======
-        replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that differ),
-        `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`), `failures`,
-        `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
-    >>>>>>> h/cluster
+    `model`, `gpu`, `engine`, `calibration`: names or paths of files. `policy`, `kv_eviction`, `preemption`, `admission`, `kv_compression`,
+    `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
+    seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
+    (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+    `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
+    `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
+    replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
+    see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
+    `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
+    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
+    (replicas that differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as
+    `routing`), `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
-        Raises:
-            ConfigError: a value out of range, naming its flag.
+    Raises:
+        ConfigError: a value out of range, naming its flag.
     """
 
     model: str = "llama-3.1-8b"
     gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    expert_skew: float | None = None
     replicas: int = 1
     policy: str = "chunked"
     kv_eviction: str = "lru"
@@ -87,6 +88,7 @@ class RunConfig:
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
+    speculative_config: str | None = None
     attention_backend: str = "auto"
     elementwise: Literal["fused", "separate"] = "fused"
     enforce_eager: bool = False
@@ -115,7 +117,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tensor_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
+            "tensor_parallel_size", "data_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
             "block_size", "num_gpu_blocks_override", "max_concurrency",
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low=1)
@@ -131,13 +133,25 @@ class RunConfig:
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
         _check_name("attention_backend", self.attention_backend, BACKENDS)
         _check_name("elementwise", self.elementwise, ("fused", "separate"))
-        _check_switch("enforce_eager", self.enforce_eager)
+        for name in ("enforce_eager", "enable_expert_parallel"):
+            _check_switch(name, getattr(self, name))
+        if self.expert_skew is not None:
+            _check_not_negative("expert_skew", self.expert_skew)
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
+        if self.speculative_config is not None:
+            from .speculation import read_speculation
+
+            read_speculation(self.speculative_config)
         if self.slo is not None:
             from ..report.slo import parse_slo
 
             parse_slo(self.slo)
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
 
 def flag(name: str) -> str:

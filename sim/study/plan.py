@@ -199,7 +199,7 @@ class _Planner:
         return Row(
             candidate.label,
             _settings(config),
-            config.tensor_parallel_size,
+            config.gpus_per_replica,
             "infeasible",
             why,
             bound_per_s=bound,
@@ -235,7 +235,7 @@ class _Planner:
             rows[racer.candidate.label] = Row(
                 racer.candidate.label,
                 _settings(racer.config),
-                racer.config.tensor_parallel_size,
+                racer.config.gpus_per_replica,
                 "pruned",
                 f"costs at least ${racer.least_usd:.2f}/h, {racer.least_usd / best:.1f} times {label}",
                 bound_per_s=racer.bound_per_s,
@@ -245,7 +245,7 @@ class _Planner:
     def _row(self, racer: _Racer, found: Capacity | None, error: str | None) -> Row:
         config = racer.config
         base = Row(
-            racer.candidate.label, _settings(config), config.tensor_parallel_size, "simulated",
+            racer.candidate.label, _settings(config), config.gpus_per_replica, "simulated",
             bound_per_s=racer.bound_per_s,
         )  # fmt: skip
         if found is None:

@@ -18,11 +18,17 @@ from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
+from ..cost.roofline import RooflineCostModel
 from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
+from ..cost.speculation import SpeculativeCostModel
+from ..engine.acceptance import AcceptanceTape
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
+from ..engine.seats import Limits
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
 from .fleet_texts import autoscaling_of, disaggregation_of, kinds_of, outages_of, slow_replicas
+from .parallel import Layout
+from .speculation import Speculation, beside, read_speculation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,14 +113,16 @@ def _made(config: RunConfig, engine: EngineProfile, calibration: Calibration | N
     model = _model(config)
     gpu, notes = _gpu(config)
     config = replace(config, max_model_len=_max_model_len(config, model))
-    _check_together(config, model)
-    ledger = _ledger(config, model, gpu, engine)
+    layout = Layout.of(config, model)
+    _check_together(config)
+    ledger = _ledger(config, model, gpu, engine, layout)
     # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
     blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
-    cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
+    blocks = layout.blocks(blocks)
+    cost_model, constants = cost_model_of(config, model, gpu, engine, calibration)
     described = _described(config, model, gpu, engine)
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
-    build = partial(_replica, config, model, gpu, engine, cost_model, blocks)
+    build = partial(_replica, config, model, gpu, engine, cost_model, layout, blocks)
     warnings = (*_not_modelled(config), *notes, *getattr(cost_model, "warnings", ()))
     return _Made(config, build, described, warnings)
 
@@ -260,12 +268,8 @@ def _max_model_len(config: RunConfig, model: ModelSpec) -> int:
     return asked or model.max_model_len
 
 
-def _check_together(config: RunConfig, model: ModelSpec) -> None:
-    tp, budget, block = config.tensor_parallel_size, config.max_num_batched_tokens, config.block_size
-    if model.n_heads % tp:
-        raise ConfigError(
-            f"--tensor-parallel-size: got {tp}, expected a divisor of {model.name}'s {model.n_heads} heads"
-        )
+def _check_together(config: RunConfig) -> None:
+    budget, block = config.max_num_batched_tokens, config.block_size
     if budget is not None and block is not None and budget < block:
         raise ConfigError(
             f"--max-num-batched-tokens: got {budget}, expected at least a block (--block-size {block})"
@@ -278,13 +282,24 @@ def _replica(
     gpu: GpuSpec,
     engine: EngineProfile,
     cost_model: Any,
+    layout: Layout,
     blocks: int,
 ) -> ReplicaSpec:
     eviction = plugin_factory("stepline.eviction_policies", config.kv_eviction)
+    limits = layout.limits(
+        Limits(
+            _known(config.max_num_seqs),
+            _known(config.max_num_batched_tokens),
+            _known(config.max_model_len),
+            config.long_prefill_token_threshold,
+        )
+    )
     return ReplicaSpec(
         model=model,
         gpu=gpu,
-        tp=config.tensor_parallel_size,
+        tp=layout.tp,
+        dp=layout.dp,
+        tape=_tape(config),
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -297,10 +312,10 @@ def _replica(
         block_size=_known(config.block_size),
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         compression=load_plugin(COMPRESSIONS, config.kv_compression) if config.kv_compression else None,
-        max_num_seqs=_known(config.max_num_seqs),
-        max_num_batched_tokens=_known(config.max_num_batched_tokens),
-        max_model_len=_known(config.max_model_len),
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        long_prefill_token_threshold=limits.long_prefill_token_threshold,
         usd_per_gpu_hour=_price(config, gpu),
     )
 
@@ -309,13 +324,25 @@ def _price(config: RunConfig, gpu: GpuSpec) -> float | None:
     return gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
 
 
+def _speculation(config: RunConfig) -> Speculation | None:
+    return None if config.speculative_config is None else read_speculation(config.speculative_config)
+
+
+def _tape(config: RunConfig) -> AcceptanceTape | None:
+    """Draws of how many drafted tokens are accepted, from the run's seed."""
+    asked = _speculation(config)
+    return None if asked is None else AcceptanceTape(asked.acceptance, config.seed)
+
+
 def _known(value: int | None) -> int:
     if value is None:  # pragma: no cover - `_with_defaults` and `_max_model_len` fill these
         raise ConfigError("a setting without a default was left open")
     return value
 
 
-def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> MemoryLedger | None:
+def _ledger(
+    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile, layout: Layout
+) -> MemoryLedger | None:
     """The memory ledger; None where the user states the number of blocks.
 
     A `--max-model-len` must fit into the cache, as vLLM demands; the model's own length need not: a request that is
@@ -323,7 +350,7 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
     """
     if config.num_gpu_blocks_override is not None:
         return None
-    return kv_ledger(
+    books = kv_ledger(
         model,
         gpu,
         engine=engine,
@@ -334,10 +361,16 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
         max_model_len=config.max_model_len if config.max_model_len != model.max_model_len else None,
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         block_size=config.block_size,
+        experts=layout.experts,
     )
+    drafts = _speculation(config)
+    if drafts is None:
+        return books
+    kv_dtype, size = DTYPES[config.kv_cache_dtype] or "bf16", _known(config.block_size)
+    return beside(books, drafts.footprint(model, tp=layout.tp, kv_dtype=kv_dtype, block_size=size))
 
 
-def _cost_model(
+def cost_model_of(
     config: RunConfig,
     model: ModelSpec,
     gpu: GpuSpec,
@@ -350,6 +383,9 @@ def _cost_model(
     if asked.is_path:  # makes modules of the current directory, and files, importable by name
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
+    drafts = _speculation(config)
+    wider = {} if drafts is None else {"queries": drafts.n_drafted + 1}
+    demanded = {**wider, **Layout.of(config, model).demanded(config), **_kernels(config)}
     with _calibration_errors(config, model, gpu), _flagged("cost_model"):
         cost_model = load_cost_model(
             name,
@@ -359,11 +395,22 @@ def _cost_model(
             engine=engine,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
-            **_kernels(config),
-            **asked.parameters,
+            demanded={**demanded, **asked.parameters},
         )
+        cost_model = _speculative(config, cost_model)
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+def _speculative(config: RunConfig, target: Any) -> Any:
+    """The target's cost model with a draft behind it, where one is asked for."""
+    asked = _speculation(config)
+    if asked is None:
+        return target
+    if not isinstance(target, RooflineCostModel):
+        raise ConfigError(f"--speculative-config: got cost model {config.cost_model!r}, expected a roofline")
+    options = {"kv_dtype": target.kv_dtype, **_kernels(config)}
+    return SpeculativeCostModel(target, asked.draft(target, **options))
 
 
 def _kernels(config: RunConfig) -> dict[str, Any]:
