@@ -65,8 +65,9 @@ class ScrapedSignals:
     """A replica as it was when it was last scraped; the same names as `LiveSignals`."""
 
     __slots__ = (
-        "_contexts", "_cost", "backlog_tokens", "block_size", "free_blocks", "index", "max_num_batched_tokens",
-        "max_num_seqs", "n_decoding", "n_outstanding", "n_running", "n_waiting", "outstanding_tokens", "total_blocks",
+        "_contexts", "_cost", "_generated", "backlog_tokens", "block_size", "free_blocks", "index",
+        "max_num_batched_tokens", "max_num_seqs", "n_decoding", "n_outstanding", "n_running", "n_waiting",
+        "outstanding_tokens", "total_blocks",
     )  # fmt: skip
 
     def __init__(self, live: LiveSignals) -> None:

@@ -76,8 +76,8 @@ class Replica:
 
     __slots__ = (
         "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
-        "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
+        "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox", "index",
+        "kv", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
