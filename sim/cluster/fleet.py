@@ -80,7 +80,7 @@ class Fleet:
             if replica.index < pools.prefill:
                 replica.seats.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
                 replica.seats.parked = {}
-                replica.link = Outlet(replica, copy_s)  # type: ignore[assignment]  # does what a host link does
+                replica.link = Outlet(replica, copy_s)
             else:
                 replica.seats.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
         back = self._router(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)

@@ -14,7 +14,7 @@ from rich.text import Text
 from .fitting import Fitting
 from .fleet_lines import fleet_lines
 from .ranking import Place, criterion, rank
-from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
+from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, tiers_text, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def _headline(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
     )
+    if "tiers" in kv:
+        table.add_row("KV tiers", tiers_text(kv))
     table.add_row("cost", _cost(summary))
     for name, line in fleet_lines(summary):
         table.add_row(name, line)
