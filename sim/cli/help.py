@@ -31,7 +31,8 @@ fleet      --replicas N  --routing NAME  --router-scrape-interval S  --fleet gpu
            --disaggregate prefill=N,decode=N[,link=NAME,...]  --decode-routing NAME  --stragglers frac=X,factor=X
            --failures mtbf=S,mttr=S|replica=N,at=S,for=S  --autoscale min=N,max=N,target=X[,metric=NAME,...]
 KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-caching  --block-size N
-           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
+           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N  --kv-offloading-size GIB
+           --kv-offloading-ssd-size GIB  --kv-offloading-backend native[:k=v,...]
 results    --out DIR  --no-save  --record-steps  --uncertainty [DRAWS]  --json  --quiet
 files      --report [FILE]  --vllm-bench-json FILE  --prometheus FILE  --perfetto FILE
 

@@ -76,6 +76,14 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    (
+        "kv-offloading-backend",
+        str,
+        "native[:k=v,...]",
+        "write=write-through|on-evict, load=cost|always, eviction=NAME, ... (native)",
+    ),
 )
 
 _ALSO = {"tensor-parallel-size": ("--tp",), "pipeline-parallel-size": ("--pp",), "data-parallel-size": ("--dp",)}
@@ -83,6 +91,7 @@ _ALSO = {"tensor-parallel-size": ("--tp",), "pipeline-parallel-size": ("--pp",),
 
 _PLUGINS = (
     "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+    "kv_offloading_backend",
 )  # fmt: skip
 _TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
 """Flags whose values have commas of their own: repeat the flag to give several."""

@@ -26,6 +26,8 @@ TAKEN = {
     "block-size": "block_size",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "kv-offloading-size": "kv_offloading_size",
+    "kv-offloading-backend": "kv_offloading_backend",
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
@@ -68,7 +70,6 @@ _VALUELESS = {
 REFUSED = {
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",
-    "kv-offloading-size": "KV offloading is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
 }

@@ -16,6 +16,7 @@ from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
 from .clients import Replay
 from .handoff import Disaggregation
+from .offloading import Offloading
 from .outages import Outages
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ReplicaSpec:
     usd_per_gpu_hour: float | None = None
     kv_dtype: Dtype = "bf16"
     compression: KvCompression | None = None
+    offloading: Offloading | None = None
 
     @property
     def kv_block_bytes(self) -> float:
@@ -74,6 +76,8 @@ class ReplicaSpec:
         """Raise ConfigError for parts that do not go together."""
         if self.tape is not None:
             self._check_speculation(self.tape)
+        if self.offloading is not None:
+            self._check_offloading()
         if self.max_loras is not None:
             self._check_lora()
         if self.compression is None:
@@ -132,6 +136,17 @@ class ReplicaSpec:
     def gpus(self) -> int:
         """GPUs that it runs on."""
         return self.tp * self.pp * self.dp
+
+    def _check_offloading(self) -> None:
+        if self.eviction is None:
+            raise ConfigError(
+                "--kv-offloading-size: needs prefix caching: what is offloaded is found by its prefix"
+            )
+        if getattr(self.preemption, "mode", "recompute") == "swap":
+            raise ConfigError(
+                "--kv-offloading-size: cannot be combined with --preemption ...:mode=swap: what preempted sequences leave "
+                "behind goes to the tiers already"
+            )
 
     def swap_space(self) -> SwapSpace | None:
         """Host memory for preempted sequences, if the preemption policy swaps: each GPU over its own PCIe link."""
@@ -201,6 +216,10 @@ class ClusterSpec:
                 )
             if any(r.tape is not None for r in self.replicas):
                 raise ConfigError("--disaggregate: cannot be combined with --speculative-config")
+            if any(r.offloading is not None and r.offloading.stall for r in self.replicas):
+                raise ConfigError(
+                    "--kv-offloading-backend native: stall: cannot be combined with --disaggregate"
+                )
             for flag, part in (("--failures", self.outages), ("--autoscale", self.autoscaling)):
                 if part is not None:
                     raise ConfigError(f"{flag}: cannot be combined with --disaggregate")

@@ -29,6 +29,12 @@ DTYPES: dict[str, Dtype | None] = {
 DEFAULT_GPU = "h100-sxm"
 """Where neither `gpu` nor the constants of a calibration file name one."""
 
+FLEET_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Settings that are texts of `key=value,...`, see `study.fleet_texts`."""
+
+NONE = "none"
+"""What stands for None, no such text, where a flag or a file must say something."""
+
 FALLBACKS: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
     "max_num_seqs": 256,
@@ -52,6 +58,8 @@ class RunConfig:
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+    `kv_offloading_size`, `kv_offloading_ssd_size`: GiB of a replica's TP group behind its KV pool (None: nothing);
+    `kv_offloading_backend`: `native[:key=value,...]`, see `stepline.sim.cluster.offloading.Offloading`.
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
@@ -108,6 +116,9 @@ class RunConfig:
     num_gpu_blocks_override: int | None = None
     enable_prefix_caching: bool | None = None
     long_prefill_token_threshold: int = 0
+    kv_offloading_size: float | None = None
+    kv_offloading_ssd_size: float | None = None
+    kv_offloading_backend: str = "native"
     replay: Replay = "open"
     client_timeout: float | None = None
     rate_scale: float = 1.0
@@ -129,7 +140,7 @@ class RunConfig:
             _check_int(name, getattr(self, name), low=1)
         for name in ("long_prefill_token_threshold", "seed"):
             _check_int(name, getattr(self, name), low=0)
-        for name in ("client_timeout", "rate_scale"):
+        for name in ("client_timeout", "rate_scale", "kv_offloading_size", "kv_offloading_ssd_size"):
             _check_positive(name, getattr(self, name))
         _check_not_negative("router_scrape_interval", self.router_scrape_interval)
         _check_utilization(self.gpu_memory_utilization)

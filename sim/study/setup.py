@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.offloading import Offloading
 from ..cluster.slowed import SlowedCost
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
@@ -308,6 +309,9 @@ def _replica(
         max_model_len=limits.max_model_len,
         long_prefill_token_threshold=limits.long_prefill_token_threshold,
         usd_per_gpu_hour=_price(config, gpu),
+        offloading=Offloading.parse(
+            config.kv_offloading_backend, config.kv_offloading_size, config.kv_offloading_ssd_size
+        ),
     )
 
 
