@@ -145,7 +145,7 @@ class PipelineCostModel:
 
     def micro_batch(self, work: StepWork) -> StepWork:
         """The largest micro-batch of a round."""
-        tokens, seqs, pairs, kv_tokens, n, contexts, rows = work
+        tokens, seqs, pairs, kv_tokens, n, contexts, rows, generated = work
         pieces = max(seqs, -(-tokens // self.budget_tokens))
         of_chunks = -(-pieces // self.pp) / max(pieces, 1)
         decodes = -(-n // self.pp)
@@ -158,6 +158,7 @@ class PipelineCostModel:
             decodes,
             tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
             decodes - (n - rows) // self.pp,
+            generated * of_decodes,  # type: ignore[arg-type]  # same
         )
 
     # --- many
@@ -210,7 +211,11 @@ class PipelineCostModel:
         of_chunks = np.ceil(pieces / self.pp) / np.maximum(pieces, 1.0)
         decodes = np.ceil(n / self.pp)
         of_decodes = decodes / np.maximum(n, 1.0)
-        micro = {name: value * of_decodes for name, value in get.items() if name.startswith("context_tokens")}
+        micro = {
+            name: value * of_decodes
+            for name, value in get.items()
+            if name.startswith(("context_tokens", "generated_tokens"))
+        }
         micro |= {name: get[name] * of_chunks for name in ("attention_pairs", "prefill_kv_tokens")}
         micro["prefill_tokens"] = np.ceil(get["prefill_tokens"] * of_chunks)
         micro["prefill_seqs"] = np.ceil(get["prefill_seqs"] / self.pp)
