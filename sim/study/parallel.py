@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 
+NODE_GPUS = 8
+"""GPUs on one NVLink switch of a DGX/HGX node (H100, H200, B200)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A replica's GPUs: `pp` stages, or `dp` ranks, of `tp` GPUs; `ep`: GPUs that hold whole experts (1: they are cut)."""
@@ -45,6 +49,14 @@ class Layout:
         if pp > 1:
             _check_pipeline(config)
         return Layout(tp, pp, dp, _expert_gpus(config, model, tp * dp))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the result must know."""
+        gpus = self.tp * self.pp * self.dp
+        if gpus <= NODE_GPUS:
+            return ()
+        return (f"{gpus} GPUs of a replica exchange as if all were on one NVLink; links between nodes are not modelled",)
 
     @property
     def experts(self) -> ExpertSplit | None:

@@ -122,7 +122,7 @@ def _made(config: RunConfig, engine: EngineProfile, calibration: Calibration | N
     described = _described(config, model, gpu, engine)
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
     build = partial(_replica, config, model, gpu, engine, cost_model, layout, blocks)
-    warnings = (*_not_modelled(config), *notes, *getattr(cost_model, "warnings", ()))
+    warnings = (*_not_modelled(config), *layout.notes, *notes, *getattr(cost_model, "warnings", ()))
     return _Made(config, build, described, warnings)
 
 
