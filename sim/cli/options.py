@@ -36,6 +36,9 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
         "JSON",
         'drafted tokens, e.g. {"method": "eagle", "num_speculative_tokens": 3, "acceptance": 0.7}',
     ),
+    ("enable-lora", switch, "BOOL", "the trace's adapters are loaded and run (off)"),
+    ("max-loras", integer, "N", "LoRA adapters on the GPU at a time (1)"),
+    ("max-lora-rank", integer, "N", "rank of the adapters (16)"),
     ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
     ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
     ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
@@ -72,6 +75,14 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    (
+        "kv-offloading-backend",
+        str,
+        "native[:k=v,...]",
+        "write=write-through|on-evict, load=cost|always, eviction=NAME, ... (native)",
+    ),
 )
 
 _ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
@@ -79,6 +90,7 @@ _ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
 
 _PLUGINS = (
     "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+    "kv_offloading_backend",
 )  # fmt: skip
 _TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
 """Flags whose values have commas of their own: repeat the flag to give several."""

@@ -25,10 +25,14 @@ TAKEN = {
     "block-size": "block_size",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "kv-offloading-size": "kv_offloading_size",
+    "kv-offloading-backend": "kv_offloading_backend",
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
     "speculative-config": "speculative_config",
+    "max-loras": "max_loras",
+    "max-lora-rank": "max_lora_rank",
 }
 """Flags with a value: the setting that each becomes."""
 
@@ -39,7 +43,11 @@ SHORT = {
     "-pp": "pipeline-parallel-size",
 }
 
-TURNED_ON = {"enforce-eager": "enforce_eager", "enable-expert-parallel": "enable_expert_parallel"}
+TURNED_ON = {
+    "enforce-eager": "enforce_eager",
+    "enable-expert-parallel": "enable_expert_parallel",
+    "enable-lora": "enable_lora",
+}
 """Flags without a value: the setting that each turns on."""
 
 SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
@@ -60,10 +68,8 @@ _VALUELESS = {
 
 REFUSED = {
     "pipeline-parallel-size": "pipeline parallelism is not simulated",
-    "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",
-    "kv-offloading-size": "KV offloading is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
 }

@@ -15,9 +15,9 @@ from .roster import Roster
 from .router import Router
 
 if TYPE_CHECKING:
-    import simpy
     from numpy.typing import NDArray
 
+    from ..engine.clock import Environment
     from ..engine.contracts import EvictionPolicy, RoutingPolicy
     from ..engine.replica import Replica
     from ..engine.sequence import Sequence
@@ -34,7 +34,7 @@ class Fleet:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         spec: ClusterSpec,
         replicas: list[Replica],
         *,
@@ -80,7 +80,7 @@ class Fleet:
             if replica.index < pools.prefill:
                 replica.seats.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
                 replica.seats.parked = {}
-                replica.link = Outlet(replica, copy_s)  # type: ignore[assignment]  # does what a host link does
+                replica.link = Outlet(replica, copy_s)
             else:
                 replica.seats.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
         back = self._router(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)

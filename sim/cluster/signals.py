@@ -85,7 +85,7 @@ class ScrapedSignals:
         self.free_blocks = live.free_blocks
         replica = live._replica
         self._cost: CostModel = replica.cost
-        self._contexts = replica.decode.context_tokens() if replica.decode.n else replica.no_context
+        self._contexts = replica.decode.context_tokens() if replica.decode.n else replica.decode.no_context()
         self._generated = replica.decode.generated_tokens()
 
     def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:

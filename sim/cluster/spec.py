@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from ..cost.lora import adapter_bytes
 from ..cost.memory_ledger import kv_block_bytes
+from ..engine.adapters import AdapterSlots
 from ..engine.seats import Limits
 from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
 from .clients import Replay
 from .handoff import Disaggregation
+from .offloading import Offloading
 from .outages import Outages
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 class ReplicaSpec:
     """One replica: a model on `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
 
-    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify.
+    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify. `max_loras`:
+    slots of LoRA adapters (None: it serves none).
     """
 
     model: ModelSpec
@@ -49,6 +53,8 @@ class ReplicaSpec:
     tp: int = 1
     dp: int = 1
     tape: AcceptanceTape | None = None
+    max_loras: int | None = None
+    max_lora_rank: int = 16
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -58,6 +64,7 @@ class ReplicaSpec:
     usd_per_gpu_hour: float | None = None
     kv_dtype: Dtype = "bf16"
     compression: KvCompression | None = None
+    offloading: Offloading | None = None
 
     @property
     def kv_block_bytes(self) -> float:
@@ -68,6 +75,10 @@ class ReplicaSpec:
         """Raise ConfigError for parts that do not go together."""
         if self.tape is not None:
             self._check_speculation(self.tape)
+        if self.offloading is not None:
+            self._check_offloading()
+        if self.max_loras is not None:
+            self._check_lora()
         if self.compression is None:
             return
         name = f"--kv-compression {type(self.compression).__name__}"
@@ -99,10 +110,42 @@ class ReplicaSpec:
             if is_so:
                 raise ConfigError(f"--speculative-config: cannot be combined with {what}")
 
+    def _check_lora(self) -> None:
+        refused = {
+            "--kv-compression": self.compression is not None,
+            "--speculative-config": self.tape is not None,
+            "--data-parallel-size": self.dp > 1,
+            "a preemption policy that swaps": getattr(self.preemption, "mode", "recompute") == "swap",
+            f"a batching policy that preempts for rank ({type(self.policy).__name__})": getattr(
+                self.policy, "preemptive", False
+            ),
+        }
+        for what, is_so in refused.items():
+            if is_so:
+                raise ConfigError(f"--enable-lora: cannot be combined with {what}")
+
+    def adapter_slots(self) -> AdapterSlots | None:
+        """Slots of LoRA adapters, each copied in over the GPU's own PCIe link (None: it serves none)."""
+        if self.max_loras is None:
+            return None
+        load_s = adapter_bytes(self.model, self.max_lora_rank, self.tp) / self.gpu.pcie_bytes_per_s
+        return AdapterSlots(self.max_loras, load_s)
+
     @property
     def gpus(self) -> int:
         """GPUs that it runs on."""
         return self.tp * self.dp
+
+    def _check_offloading(self) -> None:
+        if self.eviction is None:
+            raise ConfigError(
+                "--kv-offloading-size: needs prefix caching: what is offloaded is found by its prefix"
+            )
+        if getattr(self.preemption, "mode", "recompute") == "swap":
+            raise ConfigError(
+                "--kv-offloading-size: cannot be combined with --preemption ...:mode=swap: what preempted sequences leave "
+                "behind goes to the tiers already"
+            )
 
     def swap_space(self) -> SwapSpace | None:
         """Host memory for preempted sequences, if the preemption policy swaps: each GPU over its own PCIe link."""
@@ -170,6 +213,10 @@ class ClusterSpec:
                 raise ConfigError("--disaggregate: cannot be combined with --data-parallel-size")
             if any(r.tape is not None for r in self.replicas):
                 raise ConfigError("--disaggregate: cannot be combined with --speculative-config")
+            if any(r.offloading is not None and r.offloading.stall for r in self.replicas):
+                raise ConfigError(
+                    "--kv-offloading-backend native: stall: cannot be combined with --disaggregate"
+                )
             for flag, part in (("--failures", self.outages), ("--autoscale", self.autoscaling)):
                 if part is not None:
                     raise ConfigError(f"{flag}: cannot be combined with --disaggregate")

@@ -181,6 +181,10 @@ class DecodeSet:
         full = self.offsets + self.n * (self.counter + 1)
         return self._per_window(full) if self.capped else (full,)
 
+    def no_context(self) -> tuple[int, ...]:
+        """Context of a step in which nobody decodes, per attention window."""
+        return (0,) * len(self.windows)
+
     def generated_tokens(self) -> int:
         """Tokens that the rows have emitted before the next step."""
         return self.offsets + self.n * (self.counter + 1) - self.inputs

@@ -65,6 +65,18 @@ def ranking_card(comparison: ComparisonTables) -> str:
     )
 
 
+def _tier_tiles(kv: Summary) -> list[tuple[str, str, str]]:
+    """A tile for each tier behind the GPU's pool."""
+    return [
+        (
+            f"of them from {name}",
+            share_text(tier["hit_token_frac"]),
+            f"peak {share_text(tier['peak_used_frac'])} of {tier['blocks_total']:,} blocks",
+        )
+        for name, tier in kv.get("tiers", {}).items()
+    ]
+
+
 def headline(summary: Summary) -> list[tuple[str, str, str]]:
     """The tiles of a run: label, value, note."""
     requests, rates, kv = summary["requests"], summary["throughput"], summary["kv"]
@@ -93,6 +105,7 @@ def headline(summary: Summary) -> list[tuple[str, str, str]]:
         ("E2E p50", seconds_text(summary["e2e_s"]["p50"]), f"p99 {seconds_text(summary['e2e_s']['p99'])}"),
         ("KV peak", share_text(kv["peak_used_frac"]), f"{requests['preemptions']:,} preempted"),
         ("prefix hits", share_text(kv["prefix_hit_token_frac"]), "of prompts"),
+        *_tier_tiles(kv),
         ("GPU busy", share_text(1 - summary["time_frac"]["idle"]), f"MFU {share_text(summary['mfu_frac'])}"),
     ]
     if usd is not None:

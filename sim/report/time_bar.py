@@ -9,15 +9,12 @@ from typing import Any
 from .side_by_side import TIME_SHARES, time_text
 from .units import share_text
 
-_NAMED_FRAC = 0.07
-"""From this share on a part's name fits into it on a phone, or is cut off inside it."""
-
 _LEAST_FRAC = 0.0005
 """Below this a part is no pixel wide."""
 
 
 def time_bar(summary: Mapping[str, Any]) -> str:
-    """The shares of GPU time side by side, each with its name where it fits; all of them as a tooltip."""
+    """The shares of GPU time side by side, each with its name where the style sheet finds room; all as a tooltip."""
     shares = summary["time_frac"]
     parts = "".join(
         _part(label, key, shares[key]) for label, key in TIME_SHARES if shares[key] >= _LEAST_FRAC
@@ -27,8 +24,7 @@ def time_bar(summary: Mapping[str, Any]) -> str:
 
 
 def _part(label: str, key: str, frac: float) -> str:
-    text = f"{label} {share_text(frac)}" if frac >= _NAMED_FRAC else ""
-    return f'<span class="t-{key}" style="flex:{frac:.5f}">{escape(text)}</span>'
+    return f'<span class="t-{key}" style="flex:{frac:.5f}"><b>{label} {share_text(frac)}</b></span>'
 
 
 def time_key() -> str:

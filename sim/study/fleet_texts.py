@@ -40,8 +40,6 @@ OF_A_REPLICA: dict[str, str] = {
 _TEXTS = ("gpu", "dtype", "kv_cache_dtype", "calibration")
 _NUMBERS = ("gpu_memory_utilization", "usd_per_gpu_hour")
 
-SETTINGS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
-"""The settings that hold such texts."""
 
 _Value = Callable[[str, str], Any]
 

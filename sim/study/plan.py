@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
+from .config import FLEET_TEXTS, flag
 from .executors import Executor, InProcess
 from .plan_bounds import bounds, demand_of
 from .plan_capacity import Capacity, Effort
@@ -124,6 +125,9 @@ def _check(configs: Mapping[str, RunConfig], max_price_factor: float) -> RunConf
     for label, config in configs.items():
         if config.replay != "open" or config.max_concurrency is not None:
             raise ConfigError(f"plan: {label}: closed loops have no rate to plan for, expected --replay open")
+        for name in FLEET_TEXTS:
+            if getattr(config, name) is not None:
+                raise ConfigError(f"plan: {label}: fleets of equal replicas only, expected no {flag(name)}")
     return first
 
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.offloading import Offloading
 from ..cluster.slowed import SlowedCost
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
+from ..cost.drafting import Footprint
+from ..cost.lora import LoraCostModel, adapter_bytes
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
 from ..cost.roofline import RooflineCostModel
@@ -300,6 +303,8 @@ def _replica(
         tp=layout.tp,
         dp=layout.dp,
         tape=_tape(config),
+        max_loras=config.max_loras if config.enable_lora else None,
+        max_lora_rank=config.max_lora_rank,
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -317,6 +322,9 @@ def _replica(
         max_model_len=limits.max_model_len,
         long_prefill_token_threshold=limits.long_prefill_token_threshold,
         usd_per_gpu_hour=_price(config, gpu),
+        offloading=Offloading.parse(
+            config.kv_offloading_backend, config.kv_offloading_size, config.kv_offloading_ssd_size
+        ),
     )
 
 
@@ -363,6 +371,9 @@ def _ledger(
         block_size=config.block_size,
         experts=layout.experts,
     )
+    if config.enable_lora:
+        slots_bytes = config.max_loras * adapter_bytes(model, config.max_lora_rank, layout.tp)
+        books = beside(books, Footprint(slots_bytes, 0.0), "--max-loras")
     drafts = _speculation(config)
     if drafts is None:
         return books
@@ -397,7 +408,7 @@ def cost_model_of(
             kv_dtype=DTYPES[config.kv_cache_dtype],
             demanded={**demanded, **asked.parameters},
         )
-        cost_model = _speculative(config, cost_model)
+        cost_model = _adapted(config, _speculative(config, cost_model))
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
 
@@ -411,6 +422,15 @@ def _speculative(config: RunConfig, target: Any) -> Any:
         raise ConfigError(f"--speculative-config: got cost model {config.cost_model!r}, expected a roofline")
     options = {"kv_dtype": target.kv_dtype, **_kernels(config)}
     return SpeculativeCostModel(target, asked.draft(target, **options))
+
+
+def _adapted(config: RunConfig, plain: Any) -> Any:
+    """The cost model with LoRA adapters, where they are on."""
+    if not config.enable_lora or isinstance(plain, SpeculativeCostModel):
+        return plain  # the replica's check refuses both together
+    if not isinstance(plain, RooflineCostModel):
+        raise ConfigError(f"--enable-lora: got cost model {config.cost_model!r}, expected a roofline")
+    return LoraCostModel(plain, config.max_lora_rank)
 
 
 def _kernels(config: RunConfig) -> dict[str, Any]:
