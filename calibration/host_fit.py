@@ -54,6 +54,7 @@ STEPS: dict[str, float] = {
     "request_ingest_per_token_s": 1e-6,
     "output_per_seq_s": 1e-5,
     "tp_output_delay_s": 5e-4,
+    "kv_layer_copy_s": 2e-5,
 }
 """Constants that can be fitted, with the step of their finite difference."""
 

@@ -9,7 +9,7 @@ from stepline.traces.errors import InvariantError
 from .lazy_heap import LazyHeap
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 
 class RankedEviction:

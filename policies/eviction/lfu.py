@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .base import CountingEviction
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 
 class LfuPolicy(CountingEviction):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 
 class LruPolicy:

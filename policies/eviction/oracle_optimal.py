@@ -11,7 +11,7 @@ from .base import RankedEviction
 from .lazy_heap import LazyHeap
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
     from stepline.sim.engine.sequence import Sequence
     from stepline.traces.trace import Ragged
 

@@ -10,7 +10,7 @@ from .base import RankedEviction
 
 if TYPE_CHECKING:
     import numpy as np
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 DRAWS = 1024
 """Uniforms drawn at a time."""

@@ -10,7 +10,7 @@ from stepline.traces.errors import InvariantError
 from .lazy_heap import LazyHeap
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.kv_cache import Segment
+    from stepline.sim.engine.segment import Segment
 
 MAX_USES = 3
 """Uses are counted in two bits (section 4 of the paper)."""

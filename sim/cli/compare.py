@@ -126,7 +126,7 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     with atomic_dir(target) as work:
         grid.frame().to_csv(work / FILES[0], index=False)
         title = f"{Path(args.trace).name}: {len(grid.configs)} runs compared"
-        (work / FILES[1]).write_text(grid_html(grid, title), encoding="utf-8")
+        (work / FILES[1]).write_text(grid_html(grid, title, " ".join(command)), encoding="utf-8")
         write_json(
             work / FILES[2],
             {

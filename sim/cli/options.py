@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
-from .parser import Parser, integer, listing, number
+from .parser import Parser, integer, listing, number, switch
 
 if TYPE_CHECKING:
     from stepline.sim.study.config import RunConfig
@@ -24,9 +24,21 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("model", str, "NAME|config.json", "model: built-in name or a Hugging Face config.json (llama-3.1-8b)"),
     ("gpu", str, "NAME|FILE", "GPU: built-in name or a TOML/JSON spec (h100-sxm)"),
     ("tensor-parallel-size", integer, "N", "GPUs that share one replica, also --tp (1)"),
+    ("data-parallel-size", integer, "N", "ranks of an MoE model that share its experts, also --dp (1)"),
+    ("enable-expert-parallel", switch, "BOOL", "whole experts on each GPU, in place of slices of all (off)"),
+    ("expert-skew", number, "A", "popularity of experts falls as rank^-A, 0: uniform (engine's)"),
     ("replicas", integer, "N", "replicas behind the router (1)"),
     ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
     ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    (
+        "speculative-config",
+        str,
+        "JSON",
+        'drafted tokens, e.g. {"method": "eagle", "num_speculative_tokens": 3, "acceptance": 0.7}',
+    ),
+    ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
+    ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
+    ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
     ("cost-model", str, "NAME|module:Class", "what prices a step (roofline)"),
     ("calibration", str, "NAME|FILE", "kernel constants (the GPU's own)"),
 )
@@ -43,6 +55,12 @@ _SCHEDULING: tuple[tuple[str, _Convert, str, str], ...] = (
         "S",
         "seconds between the router's looks at its replicas (0: it always knows)",
     ),
+    ("fleet", str, "PARTS", "replicas that differ: gpu=h200,tp=2,count=3+gpu=l40s,count=4 (all alike)"),
+    ("disaggregate", str, "POOLS", "prefill and decode apart: prefill=1,decode=1,link=nvlink,... (together)"),
+    ("decode-routing", str, "NAME|module:Class", "routing within the decode pool (as --routing)"),
+    ("failures", str, "TIMES", "mtbf=3600,mttr=120 or replica=0,at=60,for=30 (none)"),
+    ("autoscale", str, "RULE", "min=1,max=8,metric=outstanding,target=32,startup=120,... (none)"),
+    ("stragglers", str, "WHICH", "replica=3,factor=1.3 or frac=0.1,factor=1.5 (none)"),
     ("engine", str, "NAME|FILE", "scheduling pipeline, host times and defaults (vllm-v1)"),
     ("max-num-batched-tokens", integer, "N", "token budget of a step (engine's: 8192)"),
     ("max-num-seqs", integer, "N", "sequences that run together (engine's: 256)"),
@@ -54,9 +72,27 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    (
+        "kv-offloading-backend",
+        str,
+        "native[:k=v,...]",
+        "write=write-through|on-evict, load=cost|always, eviction=NAME, ... (native)",
+    ),
 )
 
-_PLUGINS = ("policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "cost_model")
+_ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
+"""Short names of flags."""
+
+_PLUGINS = (
+    "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+    "kv_offloading_backend",
+)  # fmt: skip
+_TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Flags whose values have commas of their own: repeat the flag to give several."""
+NONE = "none"
+"""The value of such a flag that stands for not giving it, in a comparison with and without."""
 
 
 def add_trace_options(parser: Parser) -> None:
@@ -91,10 +127,11 @@ def add_run_options(parser: Parser) -> None:
     """The replica: model, GPU, scheduling, memory. Each takes several values (repeat it, or commas)."""
     for title, rows in (("hardware and model", _MODEL), ("scheduling", _SCHEDULING), ("KV cache", _MEMORY)):
         group = parser.add_argument_group(title)
-        for name, _, metavar, text in rows:
-            names = [f"--{name}", "--tp"] if name == "tensor-parallel-size" else [f"--{name}"]
+        for name, convert, metavar, text in rows:
+            names = [f"--{name}", *_ALSO.get(name, ())]
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if convert is switch else {}
             group.add_argument(
-                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text
+                *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text, **bare
             )
         if title == "KV cache":
             group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=None,
@@ -146,6 +183,8 @@ def _values(name: str, key: str, texts: Sequence[str], convert: _Convert) -> lis
         from stepline.sim.engine.plugins import split_plugins
 
         items = [item for text in texts for item in split_plugins(text)]
+    elif key in _TEXTS:
+        return [None if text == NONE else text for text in texts]
     else:
         items = listing(texts)
     if not items:
@@ -185,11 +224,20 @@ def with_vllm_args(args: argparse.Namespace) -> argparse.Namespace:
     }
     if args.enable_prefix_caching is None:
         absent["enable_prefix_caching"] = found.prefix_caching
+    if "data_parallel_size" in absent and not _has_experts(absent.get("model") or args.model):
+        absent["replicas"] = absent.pop("data_parallel_size")  # ranks that share nothing
     if found.passed_over and not getattr(args, "quiet", False):
         text = "without effect on a simulation"
         print(f"simulate: --vllm-args: {', '.join(found.passed_over)}: {text}", file=sys.stderr)
     vars(args).update(absent, vllm_args=None)
     return args
+
+
+def _has_experts(models: Sequence[str] | None) -> bool:
+    from stepline.sim.cost.catalogue import load_model
+    from stepline.sim.study.config import RunConfig
+
+    return load_model((models or [RunConfig().model])[0]).moe is not None
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,11 +251,15 @@ _SINGLE = (
 )  # fmt: skip
 """Flags with one value for all runs of a call."""
 
-_SHORT = {"tensor_parallel_size": "tp"}
+_SHORT = {"tensor_parallel_size": "tp", "data_parallel_size": "dp"}
 
 
 def label_of(differing: dict[str, Any]) -> str:
     """The policy goes by its bare name, everything else as key=value."""
     parts = [str(differing["policy"])] if "policy" in differing else []
-    parts += [f"{_SHORT.get(k, k.replace('_', '-'))}={v}" for k, v in differing.items() if k != "policy"]
+    parts += [
+        f"{_SHORT.get(k, k.replace('_', '-'))}={NONE if v is None else v}"
+        for k, v in differing.items()
+        if k != "policy"
+    ]
     return ",".join(parts)

@@ -103,3 +103,10 @@ def number(text: str) -> float:
 def listing(texts: Sequence[str] | None) -> list[str]:
     """The items of a repeated or comma-separated flag."""
     return [item.strip() for text in texts or () for item in text.split(",") if item.strip()]
+
+
+def switch(text: str) -> bool:
+    """`true` or `false`. Raises `argparse.ArgumentTypeError`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected true or false")
+    return text.lower() == "true"

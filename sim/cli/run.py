@@ -122,8 +122,20 @@ def _results(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> di
     for label, setup in setups.items():
         with progress_bar(label, shown=not args.quiet) as on_progress:
             results[label] = simulate_resolved(trace, setup, label=label, on_progress=on_progress)
-        _warn(results[label].warnings, args, label if len(setups) > 1 else None)
+    _warn(_together({label: result.warnings for label, result in results.items()}), args)
     return results
+
+
+def _together(warnings: dict[str, tuple[str, ...]]) -> list[str]:
+    """Each warning once; with the runs that it is about, unless it is about all of them."""
+    about: dict[str, list[str]] = {}
+    for label, texts in warnings.items():
+        for text in texts:
+            about.setdefault(text, []).append(label)
+    return [
+        text if len(labels) == len(warnings) else f"{', '.join(labels)}: {text}"
+        for text, labels in about.items()
+    ]
 
 
 def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> dict[str, Any] | None:
@@ -135,10 +147,10 @@ def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> 
     return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
 
 
-def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) -> None:
+def _warn(warnings: Sequence[str], args: Namespace) -> None:
     if not args.quiet:
         for text in warnings:
-            print(f"simulate: warning: {f'{label}: ' if label else ''}{text}", file=sys.stderr)
+            print(f"simulate: warning: {text}", file=sys.stderr)
 
 
 def _output(

@@ -75,11 +75,14 @@ def describe_main(argv: Sequence[str]) -> int:
         _print_json(figures)
         return 0
     from rich.console import Console
+    from rich.table import Table
     from stepline.traces.describe_table import tables
 
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for part in tables(figures):
         console.print(part)
+        if isinstance(part, Table):
+            console.print()
     return 0
 
 

@@ -14,7 +14,7 @@ from stepline.traces.errors import ConfigError, nearest
 TAKEN = {
     "model": "model",
     "tensor-parallel-size": "tensor_parallel_size",
-    "data-parallel-size": "replicas",
+    "data-parallel-size": "data_parallel_size",
     "dtype": "dtype",
     "quantization": "dtype",
     "kv-cache-dtype": "kv_cache_dtype",
@@ -25,8 +25,12 @@ TAKEN = {
     "block-size": "block_size",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "kv-offloading-size": "kv_offloading_size",
+    "kv-offloading-backend": "kv_offloading_backend",
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
+    "attention-backend": "attention_backend",
+    "speculative-config": "speculative_config",
 }
 """Flags with a value: the setting that each becomes."""
 
@@ -36,6 +40,9 @@ SHORT = {
     "-q": "quantization",
     "-pp": "pipeline-parallel-size",
 }
+
+TURNED_ON = {"enforce-eager": "enforce_eager", "enable-expert-parallel": "enable_expert_parallel"}
+"""Flags without a value: the setting that each turns on."""
 
 SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
 """Flags without a value; each also has a `--no-` form."""
@@ -55,13 +62,9 @@ _VALUELESS = {
 
 REFUSED = {
     "pipeline-parallel-size": "pipeline parallelism is not simulated",
-    "enforce-eager": "eager mode is not simulated: steps are priced with CUDA graphs",
-    "speculative-config": "speculative decoding is not simulated",
-    "enable-expert-parallel": "expert parallelism is not simulated",
     "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",
-    "kv-offloading-size": "KV offloading is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
 }
@@ -71,6 +74,11 @@ _QUANTIZATION = {
     "fp8": "fp8", "awq": "int4", "awq_marlin": "int4", "gptq": "int4", "gptq_marlin": "int4", "nvfp4": "fp4",
     "modelopt_fp4": "fp4", "modelopt": "fp8", "w8a8_int8": "int8",
 }  # fmt: skip
+_BACKENDS = dict.fromkeys(
+    ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLASHMLA", "FLASH_ATTN_MLA", "CUTLASS_MLA"), "auto"
+)
+"""All of them keep scores on chip and split the keys of decodes: the kernels that were timed stand for each."""
+
 _POLICIES = {"fcfs": "chunked", "priority": "priority"}
 
 
@@ -101,6 +109,8 @@ def imported(text: str) -> Imported:
         name, value = _split(word)
         if name.removeprefix("no-") in SWITCHES:
             caching = _switch(name, caching)
+        elif name in TURNED_ON:
+            settings[TURNED_ON[name]] = "true"
         elif name in TAKEN:
             settings |= _setting(name, value if value is not None else _value(name, words))
         elif name in PASSED_OVER:
@@ -152,6 +162,8 @@ def _switch(name: str, caching: bool | None) -> bool | None:
 def _setting(name: str, value: str) -> dict[str, str]:
     if name == "quantization":
         return {"dtype": _named(name, value, _QUANTIZATION)}
+    if name == "attention-backend":
+        return {"attention_backend": _named(name, value, _BACKENDS)}
     if name == "scheduling-policy":
         return {"policy": _named(name, value, _POLICIES)}
     if name == "max-model-len" and value.endswith("K"):  # vLLM: 1k is 1000, 1K is 1024
@@ -170,6 +182,6 @@ def _refuse(name: str, value: str | None) -> None:
         return
     if name in REFUSED:
         raise ConfigError(f"--vllm-args: --{name}: {REFUSED[name]}")
-    known = {*TAKEN, *SWITCHES, *PASSED_OVER, *REFUSED}
+    known = {*TAKEN, *TURNED_ON, *SWITCHES, *PASSED_OVER, *REFUSED}
     hint = nearest(name, known).split(" (known:", 1)[0]
     raise ConfigError(f"--vllm-args: unknown flag --{name}{hint}")

@@ -10,8 +10,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import simpy
 
+from ..engine.clock import Environment, Event, wake_at
 from ..engine.kv_cache import block_ends
 from ..engine.sequence import DONE, Sequence
 
@@ -75,7 +75,7 @@ class Clients:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         trace: Trace,
         factory: SequenceFactory,
         *,
@@ -151,10 +151,9 @@ class Clients:
             self._wait()
 
     def _wait(self) -> None:
-        event = simpy.Timeout(self.env, max(0.0, self.chunk_due[self.i] - self.env.now))
-        event.callbacks.append(self._on_due)
+        wake_at(self.env, self.chunk_due[self.i], self._on_due)
 
-    def _on_due(self, _: simpy.Event) -> None:
+    def _on_due(self, _: Event) -> None:
         """Send every row that is due now, then let the replicas take them up."""
         dues, at = self.chunk_due, self.i
         now = dues[at]
@@ -216,12 +215,11 @@ class Clients:
     def _at(self, time_s: float, action: Callable[[], bool]) -> None:
         """Do something at a time (not before now), then let the replicas take up what it sent."""
 
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             if action():
                 self.settle()
 
-        event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-        event.callbacks.append(act)
+        wake_at(self.env, time_s, act)
 
     def _free_slot(self) -> bool:
         self.outstanding -= 1
@@ -244,10 +242,9 @@ class Clients:
             heappop(deadlines)
         if deadlines and deadlines[0][0] < self.watched_s:
             self.watched_s = deadlines[0][0]
-            event = simpy.Timeout(self.env, max(0.0, self.watched_s - self.env.now), self.watched_s)
-            event.callbacks.append(self._on_deadline)
+            wake_at(self.env, self.watched_s, self._on_deadline, self.watched_s)
 
-    def _on_deadline(self, event: simpy.Event) -> None:
+    def _on_deadline(self, event: Event) -> None:
         """Give up on whatever is due: the server hears of it in its own time, the next turn does not wait for that."""
         if event.value != self.watched_s:
             return  # an earlier deadline has come up since

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import simpy
 from stepline.traces.errors import ConfigError, InvariantError
 
+from ..engine.clock import Environment, Event, wake_at
 from ..engine.request_log import FINISHED, REJECTED, TIMED_OUT
 from ..engine.sequence import DONE, WAITING
 from .links import Link, Ports
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .spec import ReplicaSpec
 
 FirstToken = Literal["decode", "prefill"]
+Connector = Literal["nixl", "p2p-nccl"]
+CONNECTORS = ("nixl", "p2p-nccl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,10 @@ class Disaggregation:
                  the prompt's computation except for its last layer; False: sent when the prompt is done
     first_token  who gives the client its first token: "decode" (vLLM's proxies: the prefill server's token is dropped
                  and computed again from the KV that has arrived) or "prefill" (Splitwise, DistServe)
-    layer_copy_s what a connector that works layer by layer within the forward pass (vLLM's P2pNccl) adds for each layer
-                 of each request: to the prefill step that completes it, and to the decode step that takes it in (a
-                 gather or scatter, a message, the wait for the copy). 0: KV moves beside the steps, as with NIXL
+    connector    "nixl": KV moves beside the steps; "p2p-nccl": layer by layer within the forward pass, as vLLM's
+                 P2pNcclConnector does, which adds the engine's `kv_layer_copy_s` for each layer of each request (a gather
+                 or scatter, a message, the wait for the copy) to the prefill step that completes it and to the decode
+                 step that takes it in
     hop_s        between the end of the prompt and the request's arrival at the decode server (None: of "decode" the
                  prefill server's way out and the decode server's way in, as the engine profile has them; else 0)
     """
@@ -48,8 +51,13 @@ class Disaggregation:
     link: Link = Link()  # noqa: RUF009 - a frozen value
     overlap: bool = False
     first_token: FirstToken = "decode"
-    layer_copy_s: float = 0.0
+    connector: Connector = "nixl"
     hop_s: float | None = None
+
+    def copy_s(self, replica: ReplicaSpec) -> float:
+        """Seconds that one request's KV adds to a step of this replica."""
+        within = self.connector == "p2p-nccl"
+        return replica.engine.kv_layer_copy_s * replica.model.n_layers if within else 0.0
 
     def check(self, replicas: tuple[ReplicaSpec, ...]) -> None:
         """Raise ConfigError for replicas that cannot work so."""
@@ -146,7 +154,7 @@ class Handoff:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         rule: Disaggregation,
         specs: tuple[ReplicaSpec, ...],
         front: Router,
@@ -199,7 +207,7 @@ class Handoff:
 
     def takes(self, replica: Replica, seq: Sequence, status: int) -> bool:
         """A request ends on a replica (at the replica's own time). True: it goes on elsewhere."""
-        if status != FINISHED or replica.parked is None:
+        if status != FINISHED or replica.seats.parked is None:
             return False
         if seq.aborted:  # its client has gone while the last chunk was computed
             self._at(replica.now_s, lambda: self._let_go(seq, replica))
@@ -213,7 +221,7 @@ class Handoff:
 
     def ended(self, replica: Replica, seq: Sequence) -> None:
         """A request has ended for good on a replica (at the replica's own time)."""
-        if replica.parked is not None:
+        if replica.seats.parked is not None:
             self.front.ended(replica, seq)
         else:
             self.back.ended(replica, seq)
@@ -226,12 +234,11 @@ class Handoff:
         self._at(replica.now_s, lambda: self._offer(seq))
 
     def _at(self, time_s: float, action: Callable[[], bool]) -> None:
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             if action():
                 self.settle()
 
-        event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-        event.callbacks.append(act)
+        wake_at(self.env, time_s, act)
 
     def _offer(self, seq: Sequence) -> bool:
         if seq in self.moves:  # else its client has gone, or its replica

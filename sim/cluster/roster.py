@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import simpy
+from ..engine.clock import Environment, Event, wake_at
 
 if TYPE_CHECKING:
     from ..engine.replica import Replica
@@ -26,13 +26,13 @@ class State(Enum):
 class Roster:
     """The replicas behind a router. Times are simulated seconds; a replica is paid for unless it is OFF."""
 
-    def __init__(self, env: simpy.Environment, router: Router, on: int) -> None:
+    def __init__(self, env: Environment, router: Router, on: int) -> None:
         self.env = env
         self.router = router
         self.replicas = list(router.signals)
         self.states = {r: State.ON if i < on else State.OFF for i, r in enumerate(self.replicas)}
-        self.paid_s = dict.fromkeys(self.replicas, 0.0)
         self._since_s = dict.fromkeys(self.replicas, 0.0)
+        self._paid: dict[Replica, list[tuple[float, float]]] = {r: [] for r in self.replicas}
         self.changes: list[tuple[float, int]] = [(0.0, on)]
         if on < len(self.replicas):
             self._publish()
@@ -47,7 +47,7 @@ class Roster:
         if was is State.OFF:
             self._since_s[replica] = self.env.now
         elif state is State.OFF:
-            self.paid_s[replica] += self.env.now - self._since_s[replica]
+            self._paid[replica].append((self._since_s[replica], self.env.now))
         self.states[replica] = state
         if State.ON in (was, state) and was is not state:
             self._publish()
@@ -60,23 +60,19 @@ class Roster:
 
     def paid_until(self, begin_s: float, end_s: float) -> dict[Replica, float]:
         """Seconds that each has been paid for in a run that lasted from `begin_s` until then."""
-
-        def still(r: Replica) -> float:
-            on = self.states[r] is not State.OFF
-            return max(0.0, end_s - max(begin_s, self._since_s[r])) if on else 0.0
-
-        return {r: self.paid_s[r] + still(r) for r in self.replicas}
+        paid = {}
+        for replica in self.replicas:
+            spells = list(self._paid[replica])
+            if self.states[replica] is not State.OFF:
+                spells.append((self._since_s[replica], end_s))
+            paid[replica] = sum([max(0.0, min(end_s, b) - max(begin_s, a)) for a, b in spells])
+        return paid
 
     def at(self, after_s: float, action: Callable[[], None]) -> None:
         """Do something later, then let replicas take up what it sent them."""
 
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             action()
             self.router.settle()
 
-        event = simpy.Timeout(self.env, after_s)
-        event.callbacks.append(act)
-
-    def numbers(self, replicas: Iterable[Replica]) -> list[int]:
-        """Their numbers."""
-        return [r.index for r in replicas]
+        wake_at(self.env, self.env.now + after_s, act)

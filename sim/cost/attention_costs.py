@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -85,6 +85,42 @@ def _plain_shape(heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> Att
         kv_heads=kv_heads,
         group=heads / kv_heads,
     )
+
+
+class ChunkAttention(Protocol):
+    """Attention of the chunks of a step, in layers with one window."""
+
+    layers: int
+
+    def seconds(
+        self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
+    ) -> float:
+        """Seconds of the chunks of one step (scalars). `joined`: the launch is the decodes'."""
+        ...
+
+    def split(
+        self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array, joined: Any = False
+    ) -> tuple[Split, Array, Array]:
+        """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where there is no chunk."""
+        ...
+
+
+class TokenAttention(Protocol):
+    """Attention of the decodes of a step, in layers with one window: piecewise linear in the total context."""
+
+    layers: int
+
+    def segments(self, n: int) -> Segments:
+        """Pieces of the step seconds over Σ context for `n` decodes."""
+        ...
+
+    def seconds(self, n: int, context: float) -> float:
+        """Seconds for `n` decodes over Σ context tokens."""
+        ...
+
+    def split(self, n: Array, context: Array) -> tuple[Split, Array, Array]:
+        """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where nobody decodes."""
+        ...
 
 
 class PrefillAttention:
@@ -224,9 +260,14 @@ class PrefillAttention:
 class WholePrompt:
     """The attention of a step whose only chunk is a whole prompt, by its tokens (a `token_costs.Part`)."""
 
-    attention: PrefillAttention
+    attention: ChunkAttention
     joined: bool
     kernel: str = "attention_prefill"
+
+    @property
+    def launches(self) -> int:
+        """One a layer."""
+        return self.attention.layers
 
     def split(self, tokens: Array) -> Split:
         """Seconds by bound."""

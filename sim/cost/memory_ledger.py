@@ -9,7 +9,7 @@ from ...traces.errors import ConfigError
 from .activation_peak import activation_peak
 from .memory_constants import MemoryConstants, memory_constants
 from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
-from .weight_tensors import check_split, kv_heads_held, stage_layers, weight_memory
+from .weight_tensors import ExpertSplit, check_split, kv_heads_held, stage_layers, weight_memory
 
 GIB = 2**30
 _KV_BYTES: dict[str, float] = {
@@ -138,12 +138,13 @@ def ledger(
     pp: int,
     kv_dtype: Dtype,
     weight_dtype: Dtype | None,
+    experts: ExpertSplit | None = None,
 ) -> MemoryLedger:
     """The ledger of the pipeline stage with the fewest blocks; `n_blocks` is 0 where nothing is left."""
-    check_split(model, tp)
+    check_split(model, tp, experts)
     constants = flags.constants
     non_torch = constants.non_torch_bytes(tp)
-    weights = weight_memory(model, tp=tp, dtype=weight_dtype, pp=pp)
+    weights = weight_memory(model, tp=tp, dtype=weight_dtype, pp=pp, experts=experts)
     layers = stage_layers(model.n_layers, pp)
     group_layers, n_groups = kv_groups(model, hybrid=constants.hybrid_kv)
     page = _page_bytes(model, tp, kv_dtype, flags.block_size)

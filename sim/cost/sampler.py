@@ -74,6 +74,12 @@ class SamplerPart:
     gpu: GpuSpec
     kernel: str = "lm_head"
 
+    @property
+    def launches(self) -> int:
+        """Kernels a step; a sort for top-p or top-k is one more, its scan another."""
+        drawn = GREEDY_LAUNCHES if self.sampling.temperature == 0.0 else RANDOM_LAUNCHES
+        return drawn + (2 if self.sampling.truncated else 0)
+
     def split(self, tokens: Array) -> Split:
         """See `token_costs.Part.split`; `tokens` are rows."""
         greedy = self.sampling.temperature == 0.0
@@ -97,6 +103,7 @@ class StepPart:
 
     seconds: float
     kernel: str = "host"
+    launches: int = 0
 
     def split(self, tokens: Array) -> Split:
         """See `token_costs.Part.split`."""

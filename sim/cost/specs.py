@@ -175,6 +175,9 @@ class EngineProfile:
     truncation_per_logit_s  ... and seconds a logit (rows x vocabulary)
     output_per_seq_s        output path of one sequence of a step; a first token waits for those before it
     tp_output_delay_s       extra on the way of a token to the client when TP > 1
+    eager_launch_s          host seconds of a kernel launch outside a CUDA graph (`--enforce-eager`)
+    kv_layer_copy_s         what sending or taking in one layer of one request's KV adds to a step, with a connector that works
+                            inside the forward pass (see `cluster.handoff.Disaggregation`)
     memory                  version whose memory constants hold, see `cost.memory_constants`
     """
 
@@ -201,6 +204,8 @@ class EngineProfile:
     truncation_per_logit_s: float = 0.0
     output_per_seq_s: float = 0.0
     tp_output_delay_s: float = 0.0
+    eager_launch_s: float = 0.0
+    kv_layer_copy_s: float = 0.0
     defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
     memory: str = "vllm-0.19"
     source: str = ""

@@ -18,12 +18,22 @@ FIRST_COUNTS = 1024
 """Counts tabulated at first; doubled as needed, so that the largest is a power of two, as token budgets are."""
 
 
+MOE_LAUNCHES = 6
+"""Kernels of one layer's routed experts: top-k softmax, block alignment, two GEMMs, the activation between them, the
+weighted sum (vLLM `fused_experts`)."""
+
+
 class Part(Protocol):
     """One operator, all its layers together, priced by a count of tokens (or rows)."""
 
     @property
     def kernel(self) -> str:
         """Kernel class (`work.KERNELS`) under which it is booked."""
+        ...
+
+    @property
+    def launches(self) -> int:
+        """Kernels that a step launches for it, all layers together."""
         ...
 
     def split(self, tokens: Array) -> Split:
@@ -49,6 +59,11 @@ class LinearPart:
     def kernel(self) -> str:
         """`gemm` or `lm_head`."""
         return self.linear.kernel
+
+    @property
+    def launches(self) -> int:
+        """One a layer."""
+        return self.linear.count
 
     def split(self, tokens: Array) -> Split:
         """See `Part.split`."""
@@ -85,6 +100,11 @@ class ElementwisePart:
     gpu: GpuSpec
     kernel: str = "elementwise"
 
+    @property
+    def launches(self) -> int:
+        """Norms, rope, activation (and residual adds) of each layer, and the final norm."""
+        return self._work(np.ones(1))[0]
+
     def split(self, tokens: Array) -> Split:
         """See `Part.split`."""
         launches, bytes_ = self._work(tokens)
@@ -113,6 +133,11 @@ class CollectivePart:
     gpu: GpuSpec
     kernel: str = "comm"
 
+    @property
+    def launches(self) -> int:
+        """One a collective."""
+        return self.count
+
     def split(self, tokens: Array) -> Split:
         """See `Part.split`."""
         message = tokens * self.bytes_per_token
@@ -131,19 +156,24 @@ class CollectivePart:
 class MoePart:
     """The routed experts of all MoE layers on one GPU, as one fused kernel a layer.
 
-    Without expert parallelism every GPU holds a 1/TP slice of each expert and computes all tokens. With it
+    Without expert parallelism each of the `world` GPUs holds a slice of every expert and computes all tokens. With it
     (`ep` GPUs) each holds N/ep whole experts and computes its share of the routed copies; under skewed
-    routing the busiest GPU sets the pace (`imbalance`, its share over the mean).
+    routing the busiest GPU sets the pace (`operators.busiest_share`). `tokens` are those of all data-parallel ranks.
     """
 
     model: ModelSpec
-    tp: int
+    world: int
     ep: int
     skew: float
     fit: KernelFit
     gpu: GpuSpec
     peak: float
     kernel: str = "moe"
+
+    @property
+    def launches(self) -> int:
+        """See `MOE_LAUNCHES`."""
+        return MOE_LAUNCHES * self.model.n_moe_layers
 
     def split(self, tokens: Array) -> Split:
         """See `Part.split`."""
@@ -166,7 +196,7 @@ class MoePart:
     def _shape(self) -> operators.MoeShape:
         moe = self.model.moe
         assert moe is not None  # the part exists for MoE models only
-        width = operators.ceil_div(moe.expert_size * self.ep, self.tp)
+        width = operators.ceil_div(moe.expert_size * self.ep, self.world)
         return operators.MoeShape(
             hidden=self.model.hidden_size,
             expert=width,

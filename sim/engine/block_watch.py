@@ -13,7 +13,8 @@ from .result import BlockTimes
 
 if TYPE_CHECKING:
     from .contracts import EvictionPolicy
-    from .kv_cache import KVCache, Segment
+    from .kv_cache import KVCache
+    from .segment import Segment
 
 ACCESSES_KEPT = 4
 """Accesses of a block that are remembered, as in vLLM V1 `BlockMetricsState` (vllm/v1/core/kv_cache_metrics.py)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex
 
 if TYPE_CHECKING:
-    from .kv_cache import Segment
+    from .segment import Segment
     from .sequence import Sequence
 
 Reservation = Literal["paged", "prompt", "contiguous"]

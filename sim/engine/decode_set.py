@@ -68,19 +68,23 @@ class DecodeSet:
     n_live       sequences that still emit (static batching keeps finished rows as padding)
     since        counter when the set was last empty
     offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r; twice over,
+    grows_evenly whether every context grows by a token a step
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % cycle == r; twice over,
                  so that the steps of any cycle are a slice
+    plain        every context grows by one token a step
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
     __slots__ = (
-        "block_size", "borders", "capped", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "offsets",
-        "since", "windows",
+        "block_size", "borders", "capped", "counter", "cycle", "emit_s", "grows_evenly", "heap", "late", "n",
+        "n_growing", "n_live", "offsets", "plain", "since", "windows",
     )  # fmt: skip
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
-        self.block_size = block_size
+        self.block_size = self.cycle = block_size
         self.windows = windows
+        self.grows_evenly = windows == (None,)
+        self.plain = type(self) is DecodeSet and windows == (None,)
         self.counter = 0
         self.since = 0
         self.emit_s = 0.0
@@ -110,8 +114,12 @@ class DecodeSet:
         if self.capped:
             for total in self.capped:
                 total.add(seq, counter)
-        if grows:
-            self.count_growing(offset, 1)
+        if grows:  # `count_growing`, without the call
+            size, borders = self.block_size, self.borders
+            at = -offset % size
+            borders[at] += 1
+            borders[at + size] += 1
+            self.n_growing += 1
         if not self.n_live:
             self.emit_s = seq.last_token_s
             self.late.clear()
@@ -229,11 +237,26 @@ class DecodeSet:
     def pop_finished(self, *, grows: bool = True, pad: bool = False) -> list[tuple[Sequence, int]]:
         """Let go those that have just emitted their last token, with their KV tokens, in order of arrival."""
         heap, counter = self.heap, self.counter
+        plain = self.plain and grows and not pad and not self.late
+        size, borders = self.block_size, self.borders
         out: list[tuple[Sequence, int]] = []
         while heap and heap[0][0] <= counter:
             _, _, epoch, seq = heappop(heap)
-            if seq.epoch == epoch:
+            if seq.epoch != epoch:
+                continue
+            if not plain:
                 out.append((seq, self.leave(seq, grows=grows, pad=pad)))
+                continue
+            offset = seq.decode_offset  # `leave`, without the questions that have been answered
+            self.offsets -= offset
+            at = -offset % size
+            borders[at] -= 1
+            borders[at + size] -= 1
+            self.n_growing -= 1
+            self.n -= 1
+            self.n_live -= 1
+            seq.epoch = epoch + 1
+            out.append((seq, offset + counter))
         return out
 
     def generated(self, seq: Sequence, output_tokens: int) -> int:

@@ -17,37 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stepline.traces.errors import ConfigError, InvariantError
 
+from .segment import Segment
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .contracts import EvictionPolicy
     from .sequence import Sequence
-
-
-class Segment:
-    """A run of cached or held engine blocks.
-
-    key           the chained id that finds it (None: content that nothing can hit)
-    blocks        full blocks with content; of an unkeyed segment all its blocks
-    refs          sequences that hold it (0: evictable)
-    start_blocks  blocks of the prefix before it (what a recompute would have to attend to)
-    parent        the segment that it continues (None: the head of a prompt)
-    tenant, priority  of the sequence that computed it, for eviction policies that care
-    """
-
-    __slots__ = ("blocks", "key", "parent", "priority", "refs", "start_blocks", "tenant")
-
-    def __init__(
-        self, key: int | None, blocks: int, start_blocks: int, owner: Sequence, parent: Segment | None = None
-    ) -> None:
-        self.key = key
-        self.blocks = blocks
-        self.refs = 1
-        self.start_blocks = start_blocks
-        self.parent = parent
-        self.tenant = owner.tenant
-        self.priority = owner.priority
-
-    def __repr__(self) -> str:
-        return f"Segment(key={self.key}, blocks={self.blocks}, refs={self.refs})"
 
 
 class Match(NamedTuple):
@@ -79,6 +55,22 @@ class Stopped:
     now_s = 0.0
 
 
+class Below(Protocol):
+    """What is behind the GPU's pool, and told of what leaves it (see `offload.Offload`)."""
+
+    def released(self, segments: Iterable[Segment], now_s: float) -> None:
+        """A sequence has let go of these, head first; those that nobody else holds may be lost from now on."""
+        ...
+
+    def evicted(self, segment: Segment, now_s: float) -> None:
+        """A segment is about to lose blocks."""
+        ...
+
+    def admitted(self, seq: Sequence, hit_blocks: int) -> None:
+        """A sequence has been admitted with that many cached blocks."""
+        ...
+
+
 class KVCache:
     """Blocks of one replica.
 
@@ -99,6 +91,7 @@ class KVCache:
         self.index: dict[int, Segment] = {}
         self.version = 0
         self.clock: Clock = Stopped()
+        self.below: Below | None = None
         self._on_insert = (
             None if eviction is None or getattr(eviction, "ignores_inserts", False) else eviction.on_insert
         )
@@ -208,9 +201,11 @@ class KVCache:
         self.version += 1
         self.evicted_blocks += blocks
         self.evictable -= blocks
-        victim, on_evict, index = eviction.victim, eviction.on_evict, self.index
+        victim, on_evict, index, below = eviction.victim, eviction.on_evict, self.index, self.below
         while blocks > 0:
             segment = victim()
+            if below is not None:
+                below.evicted(segment, self.clock.now_s)
             left = segment.blocks - blocks
             if left > 0:
                 segment.blocks = left
@@ -250,14 +245,11 @@ class KVCache:
         seq.next_id = seq.path_blocks = 0
         seq.own_segment = None
         seq.held_segments = []
+        if self.below is not None:
+            self.below.admitted(seq, found.blocks)
         if not found.blocks:
             return 0
-        on_hit, now_s = self.eviction.on_hit, self.clock.now_s
-        for segment in found.segments:
-            on_hit(segment, now_s)
-            if not segment.refs:
-                self.evictable -= segment.blocks
-            segment.refs += 1
+        self.hold(found.segments)
         seq.held_segments = list(found.segments)
         seq.next_id, seq.path_blocks = found.next_id, found.blocks
         last = found.segments[-1]
@@ -265,10 +257,40 @@ class KVCache:
             self._trim(last, found.tail)
         if found.next_id < len(seq.hash_ends) and last.refs == 1 and last.key == seq.hash_ids[found.next_id]:
             seq.own_segment = last  # partly evicted and held by nobody else: this sequence completes it
-        self.version += 1
         tokens = found.blocks * self.block_size
         self.hit_tokens += tokens
         return tokens
+
+    def hold(self, segments: Iterable[Segment]) -> None:
+        """Pin cached segments, which is a use of each."""
+        if self.eviction is None:
+            return
+        on_hit, now_s = self.eviction.on_hit, self.clock.now_s
+        for segment in segments:
+            on_hit(segment, now_s)
+            if not segment.refs:
+                self.evictable -= segment.blocks
+            segment.refs += 1
+        self.version += 1
+
+    def unhold(self, segments: Iterable[Segment]) -> None:
+        """Let go of pinned segments, in this order."""
+        if self.eviction is None:
+            return
+        on_release, now_s = self.eviction.on_release, self.clock.now_s
+        for segment in segments:
+            segment.refs -= 1
+            if not segment.refs:
+                self.evictable += segment.blocks
+                on_release(segment, now_s)
+        self.version += 1
+
+    def insert(self, segment: Segment) -> None:
+        """Content that was computed elsewhere, in blocks that were taken for it, becomes findable; it is held."""
+        if segment.key is not None:
+            self.index[segment.key] = segment
+        if self._on_insert is not None:
+            self._on_insert(segment, self.clock.now_s)
 
     def give_back(self, blocks: int) -> None:
         """Blocks that a running sequence no longer needs are empty."""
@@ -345,17 +367,9 @@ class KVCache:
             if self._on_insert is not None:
                 self._on_insert(segment, self.clock.now_s)
             seq.held_segments = [*seq.held_segments, segment]
-        self._unpin(seq, eviction)
-        self.version += 1
-
-    def _unpin(self, seq: Sequence, eviction: EvictionPolicy) -> None:
-        """Let go of what a sequence holds, tail first."""
-        on_release, now_s = eviction.on_release, self.clock.now_s
-        for segment in reversed(seq.held_segments):
-            segment.refs -= 1
-            if not segment.refs:
-                self.evictable += segment.blocks
-                on_release(segment, now_s)
+        self.unhold(reversed(seq.held_segments))
+        if self.below is not None:
+            self.below.released(seq.held_segments, self.clock.now_s)
         seq.held_segments = ()
         seq.own_segment = None
 

@@ -9,29 +9,28 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Indexable
-from dataclasses import dataclass
+from heapq import heappop
 from math import inf, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import simpy
-from simpy.events import EventPriority
 from stepline.traces.errors import InvariantError, PolicyError
 
 from ..cost.work import StepWork
-from .capped_decode_set import CappedDecodeSet, windowed_pairs
+from .capped_decode_set import windowed_pairs
+from .clock import Environment, Event, StepEnd
 from .contracts import Plan
-from .decode_set import DecodeSet
-from .kv_cache import KVCache
-from .life_log import LifeLog
-from .request_log import FINISHED, REJECTED, TIMED_OUT
-from .sequence import DECODING, DONE, PREFILLING, WAITING, Sequence
+from .request_log import REJECTED, TIMED_OUT
+from .seats import Limits, OnDone, Seats
+from .sequence import DONE, Sequence
+from .step_log import pack_row
 from .view import ReplicaView
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
+    from .acceptance import AcceptanceTape
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -40,61 +39,36 @@ if TYPE_CHECKING:
         PreemptionPolicy,
         WaitingQueue,
     )
-    from .kv_cache import Match
+    from .decode_set import DecodeSet
+    from .kv_cache import KVCache
+    from .life_log import LifeLog
     from .step_log import GapLog, StepLog
-    from .swap import SwapSpace
+    from .swap import StepLink, SwapSpace
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a replica's server flags allow; names as in vLLM."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    long_prefill_token_threshold: int = 0
-
-
-AFTER_ALL = EventPriority(2)
-"""Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
+new_tuple = tuple.__new__  # makes a named tuple in a third of the time
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
 
 
-class StepEnd(simpy.Event):
-    """End of a step: like a Timeout, but after everything else that happens at the same instant."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Any], None]) -> None:
-        if not 0.0 <= delay_s < inf:
-            raise InvariantError(f"a step ends {delay_s} s from now")
-        self.env = env  # set as simpy.Timeout does, which this is but for its priority
-        self.callbacks = [callback]
-        self._value = None
-        self._ok = True
-        env.schedule(self, AFTER_ALL, delay_s)
-
-
 class Replica:
-    """An engine on one TP group of GPUs.
+    """An engine on one TP group of GPUs: it plans steps, prices them, waits for them, and says the time to its seats.
 
-    `outputs[i]`: true output tokens of trace row i. `on_done(seq, replica, time_s, output_tokens, status)`: called
-    when a request ends; the time is at the client.
+    `outputs[i]`: true output tokens of trace row i. `on_done`: see `seats.OnDone`.
     """
 
     __slots__ = (
-        "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "grows", "horizon_s", "idle", "inbox", "index", "kv",
-        "leaving", "life_log", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth",
-        "now_s", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged", "parked", "plan",
-        "policy", "preemption", "prefilling", "rows", "running", "spare_blocks", "start_s", "step_log", "steps",
-        "swap", "view", "waiting", "whole", "windowed", "work",
+        "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
+        "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
+        "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
+        "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
+        "step_log", "steps", "view", "waiting", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         index: int,
         *,
         limits: Limits,
@@ -107,51 +81,42 @@ class Replica:
         outputs: Indexable[int],
         step_log: StepLog,
         gap_log: GapLog,
-        on_done: Callable[[Sequence, int, float, int, int], None],
+        on_done: OnDone,
         admission: AdmissionPolicy | None = None,
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
     ) -> None:
         self.env = env
         self.index = index
         self.limits = limits
         self.depth = engine.pipeline_depth
-        self.output_delay_s = engine.output_delay_s
-        self.output_per_seq_s = engine.output_per_seq_s
         self.cost = cost_model
         self.policy = policy
+        self.ask = policy.plan
         self.preemption = preemption
-        self.kv = kv
+        self.kv: KVCache = kv
         kv.clock = self
-        self.outputs = outputs
         self.step_log = step_log
         self.rows = step_log.rows
         self.gap_log = gap_log
-        self.life_log = life_log or LifeLog()
         self.on_done = on_done
         self.admission = admission
-        self.swap = swap
-        self.link = None if swap is None else swap.link
+        self.link: StepLink | None = None if swap is None else swap.link
         self.compression = compression
-        self.decode: DecodeSet
-        if compression is None or compression.cap_tokens is None:
-            self.decode = DecodeSet(kv.block_size, windows)
-        else:
-            self.decode = CappedDecodeSet(kv.block_size, windows, compression.cap_tokens)
-        make_queue = getattr(policy, "make_queue", None)
-        self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
-        self.running: dict[Sequence, None] = {}
-        self.prefilling: dict[Sequence, None] = {}
-        self.leaving: list[tuple[Sequence, int]] = []
-        self.parked: dict[Sequence, int] | None = (
-            None  # finished ones whose KV stays until `let_go` (prefill pools)
-        )
+        self.seats: Seats = Seats(
+            index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
+            gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
+            life_log=life_log, tape=tape,
+        )  # fmt: skip
+        seats = self.seats
+        self.decode: DecodeSet = seats.decode
+        self.waiting: WaitingQueue = seats.waiting
+        self.running: dict[Sequence, None] = seats.running
+        self.prefilling: dict[Sequence, None] = seats.prefilling
         self.inbox: deque[tuple[float, Sequence]] = deque()
-        self.grows = policy.reservation != "contiguous"
-        self.paged: bool = policy.reservation == "paged"
-        self.pads = policy.pads
-        self.whole = policy.whole_prompts
+        self.paged = seats.paged
         self.spare_blocks = policy.spare_blocks
         self.now_s = 0.0
         self.steps = 0
@@ -160,8 +125,9 @@ class Replica:
         self.mixed = False
         self.work = StepWork()
         self.no_context = (0,) * len(windows)
-        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
-        self.lines = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        grows_evenly = self.decode.grows_evenly
+        self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
         self.no_growth = () if grows_evenly else (0,) * len(windows)
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -174,23 +140,20 @@ class Replica:
         self.coming = Sequence(-1, inf, inf, 0, 0)
         self.coming_s = inf
         self.idle = True
-        self.event: simpy.Event | None = None
+        self.event: Event | None = None
         self.view = ReplicaView(self)
         attach = getattr(self.waiting, "attach", None)
         if attach is not None:
             attach(self.view)
-        self.on_end: Callable[[Sequence], None] | None = getattr(self.waiting, "ended", None)
 
     # -- the outside world ------------------------------------------------------------------------------------------
 
-    def feed(
-        self, arrivals: Iterator[Sequence], on_done: Callable[[Sequence, int, float, int, int], None]
-    ) -> None:
+    def feed(self, arrivals: Iterator[Sequence], on_done: OnDone) -> None:
         """Everybody who will ever arrive, in order of `arrival_s`; instead of `submit`.
 
         Nothing else may happen in the simulation then: no other replica, and `on_done` sets nothing off.
         """
-        self.arrivals, self.on_done = arrivals, on_done
+        self.arrivals, self.seats.on_done = arrivals, on_done
         self.fed = True
         self._draw()
         self._sleep()
@@ -198,7 +161,7 @@ class Replica:
     def submit(self, seq: Sequence) -> bool:
         """A request arrives (now). True: call `proceed` once everything of this instant has arrived."""
         if self._is_too_long(seq) or not self._is_welcome(seq):
-            self._done(seq, REJECTED, self.env.now, 0)
+            self.seats.done(seq, REJECTED, self.env.now, 0)
             return False
         if self.idle:
             self.waiting.append(seq)
@@ -208,7 +171,7 @@ class Replica:
 
     def _is_too_long(self, seq: Sequence) -> bool:
         """Longer than the model allows, or than the whole cache."""
-        return seq.input_tokens + self.outputs[seq.index] > self.max_tokens
+        return seq.input_tokens + self.seats.outputs[seq.index] > self.max_tokens
 
     def _is_welcome(self, seq: Sequence) -> bool:
         return self.admission is None or self.admission.admit(self.view, seq, self.env.now)
@@ -219,7 +182,7 @@ class Replica:
             return False
         seq.aborted = True
         if self.idle:
-            self._abort(seq)
+            self.seats.abort(seq)
             return False
         self.inbox.append((self.env.now, seq))
         return self.n_steps > 1
@@ -245,57 +208,29 @@ class Replica:
             self.n_steps = done
             self.end_s = self.start_s + done * self.first_s + self.delta_s * (done * (done - 1) // 2)
             self._end_leap()
-        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.inbox]])
+        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.unheard()]])
         for seq in here:
             if seq.aborted and seq.state != DONE:
-                self._done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
-        while self.waiting:
-            self.waiting.popleft()
-        for members in (self.running, self.prefilling, self.leaving, self.inbox):
-            members.clear()
-        self.decode.clear()
+                self.seats.done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
+        self.seats.clear()
+        self.inbox.clear()
         self.kv.wipe(eviction)
         self.plan, self.idle, self.event, self.n_steps = DECODE_ALL, True, None, 0
         return sorted([seq for seq in here if seq.state != DONE], key=lambda s: (s.arrival_s, s.index))
 
     def let_go(self, seq: Sequence) -> bool:
         """The KV of a parked sequence is needed here no longer (now). True: call `proceed`."""
-        if self.parked is not None and seq in self.parked:
-            self.kv.release(seq, self.parked.pop(seq))
+        parked = self.seats.parked
+        if parked is not None and seq in parked:
+            self.kv.release(seq, parked.pop(seq))
         return self.idle and bool(self.waiting)
 
+    def _on_done(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
+        """Pass on that a request has ended; who hears of it may set something off."""
+        self.on_done(seq, index, time_s, tokens, status)
+        self.horizon_s = self.env.peek()
+
     # -- what policies ask ------------------------------------------------------------------------------------------
-
-    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
-        """Blocks taken if `tokens` more prompt tokens of `seq` are computed (see `View.blocks_needed`)."""
-        size = self.kv.block_size
-        if seq.state != WAITING:
-            if seq.reserved_blocks:
-                return 0
-            done = seq.computed_tokens
-            return -(-(done + tokens) // size) + -done // size
-        if seq.swapped_tokens:
-            return self.kv.blocks_for(seq.swapped_tokens + tokens if self.paged else seq.prompt_tokens)
-        match = self.kv.match(seq)
-        if self.policy.reservation == "paged":
-            end = min(match.blocks * size + tokens, seq.prompt_tokens)
-        elif self.policy.reservation == "prompt":
-            end = seq.prompt_tokens
-        else:
-            return self._contiguous_blocks(seq) - match.blocks + match.pins
-        return -(-end // size) - match.blocks + match.pins
-
-    def _contiguous_blocks(self, seq: Sequence) -> int:
-        return min(self.kv.blocks_for(seq.input_tokens + seq.max_output_tokens), self.kv.usable)
-
-    def held_blocks(self, seq: Sequence) -> int:
-        """Blocks that come back if `seq` is preempted."""
-        if seq.reserved_blocks:
-            total = seq.reserved_blocks
-        else:
-            tokens = self.decode.kv_tokens(seq) if seq.state == DECODING else seq.computed_tokens
-            total = self.kv.blocks_for(tokens)
-        return total - sum([s.blocks for s in seq.held_segments if s.refs > 1])
 
     def price(self, prompt_tokens: int, history_tokens: int) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
@@ -314,11 +249,11 @@ class Replica:
         """The oracle's answer; refused to a policy that does not say it is one."""
         if not getattr(self.policy, "oracle", False):
             self._fail(seq, "its true output length is an oracle: the policy must say `oracle = True`")
-        return self.outputs[seq.index]
+        return self.seats.outputs[seq.index]
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def _on_step_end(self, event: simpy.Event) -> None:
+    def _on_step_end(self, event: Event) -> None:
         if event is self.event:  # else a leap that was cut short
             self._run()
 
@@ -346,21 +281,22 @@ class Replica:
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
-        if not self.waiting and not self.prefilling and self.decode.n and not self.plan.ask_every_step:
-            limit = self._leap_limit(DECODE_ALL)
-            if limit:  # nobody waits and KV suffices: all decode, no policy need be asked
-                self._start_leap(DECODE_ALL, limit)
+        if self.decode.n and not self.waiting and not self.prefilling and not self.plan.ask_every_step:
+            if self.glides and self.link is None and self._glide():
+                return True
+            if self.decode.n and not self.waiting and (limit := self._leap_limit(DECODE_ALL)):
+                self._start_leap(DECODE_ALL, limit)  # KV suffices: all decode, no policy need be asked
                 return True
         if self.kv.evictable and self.paged and self.waiting and self.decode.n:
             self.kv.vacate(self.decode.blocks_in(1))
-        plan = self.policy.plan(self.view)
+        plan = self.ask(self.view)
         if plan.chunks and not plan.preempt:
             self._start_mixed(plan)
             return True
         if self._is_empty(plan):
-            self._release_leaving()
+            self.seats.release_leaving()
             self._absorb(self.now_s)
-            plan = self.policy.plan(self.view)
+            plan = self.ask(self.view)
             if self._is_empty(plan):
                 self._go_idle()
                 return False
@@ -370,7 +306,7 @@ class Replica:
         return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
 
     def _go_idle(self) -> None:
-        if (self.running or self.waiting) and not self.parked:
+        if (self.running or self.waiting) and not self._awaits():
             self._fail(next(iter(self.running or self.waiting)), "idle while there is work that fits")
         self.plan = DECODE_ALL
         self.idle = True
@@ -378,10 +314,9 @@ class Replica:
         self.n_steps = 0
         self._sleep()
 
-    def _release_leaving(self) -> None:
-        for seq, kv_tokens in self.leaving:
-            self.kv.release(seq, kv_tokens)
-        self.leaving.clear()
+    def _awaits(self) -> bool:
+        """Whether KV that somebody else has to free is why nothing fits."""
+        return bool(self.seats.parked)
 
     # -- arrivals ---------------------------------------------------------------------------------------------------
 
@@ -389,26 +324,29 @@ class Replica:
         """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
-            seq = inbox.popleft()[1]
-            if not seq.aborted or seq.patient_until_s > until_s:
-                self.waiting.append(seq)
-            else:
-                self._abort(seq)
+            self._hear(inbox.popleft()[1], until_s)
         while self.coming_s <= until_s:
             self.waiting.append(self.coming)
             self._draw()
 
+    def _hear(self, seq: Sequence, until_s: float) -> None:
+        """Of an arrival, or of a client that has given up."""
+        if not seq.aborted or seq.patient_until_s > until_s:
+            self.waiting.append(seq)
+        else:
+            self.seats.abort(seq)
+
     def _draw(self) -> None:
         """Look ahead to the next arrival of the feed."""
+        outputs, most = self.seats.outputs, self.max_tokens
         for seq in self.arrivals:
-            if self._is_too_long(seq):
-                self._done(seq, REJECTED, seq.arrival_s, 0)
-            else:
+            if seq.input_tokens + outputs[seq.index] <= most:
                 self.coming, self.coming_s = seq, seq.arrival_s
                 return
+            self.seats.done(seq, REJECTED, seq.arrival_s, 0)
         self.coming_s = inf
 
-    def unheard(self) -> deque[tuple[float, Sequence]]:
+    def unheard(self) -> Collection[tuple[float, Sequence]]:
         """Who has arrived, with its time, but is not in the queue yet: the next plan will see it, or the one after."""
         while self.coming_s <= self.now_s:
             self.inbox.append((self.coming_s, self.coming))
@@ -420,7 +358,7 @@ class Replica:
         if self.coming_s < inf:
             self.event = StepEnd(self.env, self.coming_s - self.env.now, self._wake)
 
-    def _wake(self, _: simpy.Event) -> None:
+    def _wake(self, _: Event) -> None:
         self.now_s = self.coming_s
         self._absorb(self.now_s)
         if not self.waiting:
@@ -430,17 +368,88 @@ class Replica:
         if self._begin():
             self._wait()
 
+    # -- nothing but decodes ----------------------------------------------------------------------------------------
+
+    def _glide(self) -> bool:
+        """Take leap after leap while nobody waits and no prompt is unfinished: all decode, and no policy need be asked.
+
+        What `_start_leap` and `_end_leap` do, in one place for the case in which a run spends its life: one attention
+        window priced by lines, every KV growing. True: a leap is in progress that outlasts the simulation's next event.
+        False: all of them are over, and the next step is of another kind.
+        """
+        decode, kv, seats = self.decode, self.kv, self.seats
+        waiting, heap, rows, lines = self.waiting, decode.heap, self.rows, self.lines
+        size, spare, index = kv.block_size, self.spare_blocks, self.index
+        while decode.n and not waiting and not self.inbox:
+            n, counter, start = decode.n, decode.counter, self.now_s
+            while heap[0][3].epoch != heap[0][2]:
+                heappop(heap)
+            limit = heap[0][0] - counter
+            free = kv.free + kv.evictable - spare
+            if decode.n_growing * (limit // size + 1) > free:
+                limit = decode.steps_within(free, limit)
+                if not limit:
+                    return False
+            context = decode.offsets + n * (counter + 1)
+            ends, pieces = lines[n]
+            piece = bisect_left(ends, context) if context > ends[0] else 0
+            fixed, slope = pieces[piece]
+            if context + n * (limit - 1) > ends[piece]:
+                limit = int((ends[piece] - context) // n) + 1
+            first, delta = fixed + slope * context, slope * n
+            end = start + limit * first + delta * (limit * (limit - 1) // 2)
+            if self.coming_s < end:
+                heard = self._steps_heard(first, delta)
+                if heard < limit:
+                    limit = heard
+                    end = start + limit * first + delta * (limit * (limit - 1) // 2)
+            if not start < end < inf or end >= self.horizon_s:
+                self._set_leap(context, first, delta, limit, end)
+                return True
+            if seats.leaving:
+                seats.release_leaving()
+            live = decode.n_live
+            if decode.emit_s != start or decode.late:
+                self.start_s, self.first_s, self.delta_s, self.n_steps = start, first, delta, limit
+                live = self._log_gaps()
+            opened = decode.blocks_in(limit)
+            if opened:
+                kv.take(opened)
+            self.steps += limit
+            rows += pack_row(
+                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
+            )  # fmt: skip
+            self.now_s = end
+            decode.counter = counter + limit
+            decode.emit_s = end
+            if heap[0][0] <= counter + limit:
+                seats.finish(end)
+            if self.coming_s <= end or self.inbox:
+                last = limit - 1
+                self._absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else end)
+        return False
+
+    def _set_leap(self, context: int, first_s: float, delta_s: float, n_steps: int, end_s: float) -> None:
+        """A leap of everybody begins, and will be waited for."""
+        self.plan, self.mixed, self.context = DECODE_ALL, False, context
+        self.first_s, self.delta_s, self.n_steps = first_s, delta_s, n_steps
+        self.start_s, self.end_s = self.now_s, end_s
+        if not self.now_s < end_s < inf:
+            self._fail_step()
+        if self.seats.leaving:
+            self.seats.release_leaving()
+
     # -- start of a step --------------------------------------------------------------------------------------------
 
     def _start(self, plan: Plan) -> bool:
         for seq in plan.preempt:
-            self._preempt(seq)
+            self.seats.preempt(seq, self.now_s)
         if plan.chunks:
             self._start_mixed(plan)
             return True
         if not self.decode.n:
             # everybody has given way: plan anew, with nothing in flight and what that freed
-            self._release_leaving()
+            self.seats.release_leaving()
             self._absorb(self.now_s)
             return self._begin()
         limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
@@ -456,7 +465,7 @@ class Replica:
         if (
             plan.ask_every_step
             or (self.inbox and self._heard(plan))
-            or (self.waiting and (self.leaving or plan.preempt))
+            or (self.waiting and (self.seats.leaving or plan.preempt))
         ):
             limit = 1
         else:
@@ -471,14 +480,14 @@ class Replica:
         return not plan.deaf or any([seq.aborted for _, seq in self.inbox])
 
     def _start_leap(self, plan: Plan, limit: int) -> None:
-        decode = self.decode
+        decode, start = self.decode, self.now_s
         self.plan = plan
         self.mixed = False
         if self.lines is not None:
             n = decode.n
             self.context = context = decode.offsets + n * (decode.counter + 1)
             ends, pieces = self.lines[n]
-            piece = bisect_left(ends, context)
+            piece = bisect_left(ends, context) if context > ends[0] else 0
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
@@ -487,12 +496,18 @@ class Replica:
             first, delta, limit = self._leap(limit)
         if self.link is not None and self.link.pending:
             first, limit = self.link.stretch(first), 1
-        end = self.now_s + limit * first + delta * (limit * (limit - 1) // 2)
+        end = start + limit * first + delta * (limit * (limit - 1) // 2)
         if self.coming_s < end and not plan.deaf:
-            limit = min(limit, self._steps_heard(first, delta))
-            end = self.now_s + limit * first + delta * (limit * (limit - 1) // 2)
+            heard = self._steps_heard(first, delta)
+            if heard < limit:
+                limit = heard
+                end = start + limit * first + delta * (limit * (limit - 1) // 2)
         self.first_s, self.delta_s, self.n_steps = first, delta, limit
-        self._set_end(end)
+        self.start_s, self.end_s = start, end
+        if not start < end < inf:
+            self._fail_step()
+        if self.seats.leaving:
+            self.seats.release_leaving()
 
     def _steps_heard(self, first_s: float, delta_s: float) -> int:
         """Steps until the plan that sees the coming arrival of the feed (depth 1: one step later)."""
@@ -507,21 +522,10 @@ class Replica:
         work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
-    def _set_end(self, end_s: float) -> None:
-        """The step or leap begins now and lasts until then."""
-        self.start_s = start = self.now_s
-        self.end_s = end_s
-        if not start < end_s < inf:
-            raise InvariantError(
-                f"replica {self.index}, step {self.steps}: {self.n_steps} steps of {end_s - start} s"
-            )
-        if self.leaving:
-            self._release_leaving()
-
     def _start_mixed(self, plan: Plan) -> None:
-        decode = self.decode
+        decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
-        if n and (need := decode.borders[decode.counter % decode.block_size]):
+        if n and (need := decode.borders[decode.counter % decode.cycle]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             self.kv.take(need)
@@ -529,7 +533,7 @@ class Replica:
         total = pairs = kv_tokens = 0
         rows = n
         for seq, tokens in plan.chunks:
-            c = self._start_chunk(seq, tokens)
+            c = seats.start_chunk(seq, tokens, now)
             if c:
                 chunks.append((seq, c))
                 end = seq.computed_tokens + c
@@ -538,7 +542,7 @@ class Replica:
                 kv_tokens += end
                 if end == seq.prompt_tokens:
                     rows += 1
-        if self.pads:
+        if seats.pads:
             total, pairs, kv_tokens = _padded(chunks)
         if self.compression is not None and self.compression.prefill_window is not None:
             pairs, kv_tokens = _windowed(chunks, self.compression.prefill_window)
@@ -548,12 +552,17 @@ class Replica:
         self.plan = plan
         self.mixed = True
         contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = StepWork(total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows)
+        self.work = work = new_tuple(StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows))
         first = self.cost.step_s(work)
         if self.link is not None and self.link.pending:
             first = self.link.stretch(first)
         self.first_s, self.delta_s, self.n_steps = first, 0.0, 1
-        self._set_end(self.now_s + first)
+        self.start_s = now
+        self.end_s = end_s = now + first
+        if not now < end_s < inf:
+            self._fail_step()
+        if seats.leaving:
+            seats.release_leaving()
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
         """Raise unless the real tokens (padding is the policy's own loss) are within the budget, or a prompt is alone."""
@@ -563,76 +572,12 @@ class Replica:
         if tokens > budget:
             self._fail(chunks[-1][0], f"{tokens} tokens exceed the budget of {budget}")
 
-    def _start_chunk(self, seq: Sequence, tokens: int) -> int:
-        """Admit if waiting, take KV, and return the tokens really computed (0: with less cached it no longer fits)."""
-        if tokens < 1:
-            self._fail(seq, f"chunk of {tokens} tokens")
-        kv = self.kv
-        if seq.state == WAITING:
-            certain = self.paged and seq.hash_ids is None and not seq.swapped_tokens
-            if not certain and not self._fits_still(seq, tokens):
-                return 0
-            self._admit(seq)
-        elif seq.state != PREFILLING:
-            self._fail(seq, "has no prompt left to compute")
-        done = seq.computed_tokens
-        if tokens > seq.prompt_tokens - done:
-            tokens = seq.prompt_tokens - done
-        if not seq.reserved_blocks:
-            size = kv.block_size
-            need = -(-(done + tokens) // size) + -done // size
-            if need > kv.free + kv.evictable:
-                self._fail(seq, f"chunk needs {need} KV blocks, {kv.available} are free")
-            kv.take(need)
-        if seq.hash_ids is not None:
-            kv.commit(seq, done + tokens)
-        return tokens
-
-    def _fits_still(self, seq: Sequence, tokens: int) -> bool:
-        """Whether admission finds what it was planned on.
-
-        What this step has taken before may have evicted some of the prefix that the plan counted on: a prompt that may
-        be split joins with what is left of it, as in vLLM, before it loses the rest.
-        """
-        planned, available = seq.match, self.kv.available
-        need = self.blocks_needed(seq, tokens)
-        if planned is not seq.match and (need > available or (self.whole and _is_less(seq.match, planned))):
-            return False
-        if need > available:
-            self._fail(seq, f"admission needs {need} KV blocks, {available} are free")
-        return True
-
-    def _admit(self, seq: Sequence) -> None:
-        if len(self.running) + len(self.leaving) >= self.limits.max_num_seqs:
-            self._fail(seq, f"no seat left: max_num_seqs is {self.limits.max_num_seqs}")
-        if self.waiting[0] is seq:
-            self.waiting.popleft()
-        else:
-            self.waiting.remove(seq)
-        if seq.swapped_tokens:
-            cached, held = self._swap_in(seq)
-        else:
-            cached = self.kv.admit(seq)
-            held = cached // self.kv.block_size
-        if not self.paged:
-            contiguous = self.policy.reservation == "contiguous"
-            whole = self._contiguous_blocks(seq) if contiguous else self.kv.blocks_for(seq.prompt_tokens)
-            seq.reserved_blocks = whole
-            self.kv.take(whole - held)
-        seq.computed_tokens = cached
-        seq.state = PREFILLING
-        self.running[seq] = None
-        self.prefilling[seq] = None
-        if seq.scheduled_s is None:
-            seq.scheduled_s = self.now_s
-            seq.cached_tokens = cached
-        else:
-            self.life_log.resumed(seq, self.now_s)
-
     # -- end of a step ----------------------------------------------------------------------------------------------
 
     def _end_leap(self) -> None:
-        decode, kv, n_steps, start = self.decode, self.kv, self.n_steps, self.start_s
+        decode, kv, n_steps, start, first, delta = (
+            self.decode, self.kv, self.n_steps, self.start_s, self.first_s, self.delta_s
+        )  # fmt: skip
         self.now_s = now = self.end_s
         n, live = decode.n, decode.n_live
         if decode.emit_s != start or decode.late:
@@ -641,21 +586,20 @@ class Replica:
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.rows += (
-            self.index, start, n_steps, self.first_s, self.delta_s, n, live, len(self.waiting),
-            kv.free + kv.evictable, 0, 0, 0, 0, n, self.context,
+        self.rows += pack_row(
+            self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
+            0, 0, 0, 0, n, self.context,
         )  # fmt: skip
         if self.windowed:
-            self.rows += self.windowed
+            self.rows += self.step_log.pack_more(*self.windowed)
         if decode.advance(n_steps, now):
-            self._finish()
+            self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
             last = n_steps - 1  # depth 1: the plan now due was made when the last step began
-            seen_s = start + last * self.first_s + self.delta_s * (last * (last - 1) // 2)
-            self._absorb(seen_s if self.depth else now)
+            self._absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else now)
 
     def _end_mixed(self) -> None:
-        decode, kv, start = self.decode, self.kv, self.start_s
+        decode, kv, seats, start = self.decode, self.kv, self.seats, self.start_s
         self.now_s = now = self.end_s
         tokens, seqs, pairs, kv_tokens, n, contexts, logits = self.work
         live = 0
@@ -664,22 +608,23 @@ class Replica:
             if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
             tokens, seqs, pairs, kv_tokens, logits, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += (*contexts[1:], *self.no_growth)
+            self.rows += self.step_log.pack_more(*contexts[1:], *(decode.growth() if n else self.no_growth))
         if n and decode.advance(1, now):
-            self._finish()
-        if self.life_log.with_chunks:
-            self.life_log.chunks(self.plan.chunks, self.index, start, self.first_s)
-        for seq, tokens in self.plan.chunks:
-            seq.computed_tokens += tokens
-            if seq.computed_tokens == seq.prompt_tokens:
-                self._emit_first(seq)
-        if self.pads and decode.n_live == 0 and not self.prefilling:
-            self._end_batch()
+            seats.finish(now)
+        chunks = self.plan.chunks
+        if seats.life_log.with_chunks:
+            seats.life_log.chunks(chunks, self.index, start, self.first_s)
+        for seq, tokens in chunks:
+            seq.computed_tokens = done = seq.computed_tokens + tokens
+            if done == seq.prompt_tokens:
+                seats.emit_first(seq, now, start, logits)
+        if seats.pads:
+            seats.end_batch()
         if self.coming_s <= now or self.inbox:
             self._absorb(start if self.depth else now)
 
@@ -702,135 +647,14 @@ class Replica:
             log.add(self.first_s + self.delta_s, self.delta_s, self.n_steps - 1, decode.n_live, self.start_s)
         return -decode.n_live
 
-    def _emit_first(self, seq: Sequence) -> None:
-        """The prompt is complete: its last chunk yields a token (the first, or the next after a recompute)."""
-        now = self.now_s
-        del self.prefilling[seq]
-        if self.grows:
-            seq.reserved_blocks = 0
-        if seq.first_token_s is None:
-            # the newest sequence is the last of the step on the output path
-            seq.first_token_s = now + self.output_delay_s + self.output_per_seq_s * self.work.logits_rows
-        else:
-            self.gap_log.add(now - seq.last_token_s, 0.0, 1, 1, self.start_s)
-        seq.last_token_s = now
-        seq.generated_tokens += 1
-        left = self.outputs[seq.index] - seq.generated_tokens
-        kv_tokens = seq.prompt_tokens if self.compression is None else self._compressed(seq, self.compression)
-        if left:
-            self.decode.join(seq, kv_tokens, left, grows=self.grows)
-        else:
-            self._depart(seq, kv_tokens)
-
-    def _compressed(self, seq: Sequence, compression: KvCompression) -> int:
-        """Drop what is not kept of a computed prompt; returns the tokens held."""
-        kept = compression.kept_tokens(seq.prompt_tokens)
-        if not 0 < kept <= seq.prompt_tokens:
-            self._fail(seq, f"{type(compression).__name__} keeps {kept} of {seq.prompt_tokens} tokens")
-        if self.grows:
-            self.kv.give_back(self.kv.blocks_for(seq.prompt_tokens) - self.kv.blocks_for(kept))
-        seq.computed_tokens = kept
-        return kept
-
-    def _finish(self) -> None:
-        """Those that have emitted their last token leave."""
-        finished = self.decode.pop_finished(grows=self.grows, pad=self.pads)
-        for seq, kv_tokens in finished:
-            self._depart(seq, kv_tokens)
-        if self.pads and self.decode.n_live == 0 and not self.prefilling:
-            self._end_batch()
-
-    def _depart(self, seq: Sequence, kv_tokens: int) -> None:
-        """A finished sequence leaves its seat: at once, one plan later, or when its static batch ends."""
-        if self.pads:
-            seq.computed_tokens = kv_tokens
-        else:
-            del self.running[seq]
-            if self.parked is not None:
-                self.parked[seq] = kv_tokens
-            elif self.depth:
-                self.leaving.append((seq, kv_tokens))
-            else:
-                self.kv.release(seq, kv_tokens)
-        end_s = self.now_s + self.output_delay_s
-        if seq.first_token_s > end_s:  # type: ignore[operator]  # it has emitted
-            end_s = seq.first_token_s  # type: ignore[assignment]
-        self._done(seq, FINISHED, end_s, self.outputs[seq.index])
-
-    def _end_batch(self) -> None:
-        for seq in self.running:
-            self.kv.release(seq, seq.computed_tokens)
-        self.running.clear()
-        self.decode.clear()
-
-    def _done(self, seq: Sequence, status: int, time_s: float, tokens: int) -> None:
-        seq.state = DONE
-        if self.on_end is not None:
-            seq.generated_tokens = tokens
-            self.on_end(seq)
-        self.on_done(seq, self.index, time_s, tokens, status)
-        if not self.fed:
-            self.horizon_s = self.env.peek()  # who hears of the end may have set something off
-
-    # -- leaving early ----------------------------------------------------------------------------------------------
-
-    def _preempt(self, seq: Sequence) -> None:
-        if seq not in self.running or seq.state not in (PREFILLING, DECODING) or self.pads:
-            self._fail(seq, "cannot be preempted: it is not running")
-        kv_tokens = self._drop(seq)
-        swapped = self.swap is not None and self.swap.put(self.kv.blocks_for(kv_tokens))
-        seq.swapped_tokens = kv_tokens if swapped else 0
-        if swapped and seq.hash_ids is None:
-            seq.hash_ids = ()  # policies look up what is cached of it from now on
-        self.kv.release(seq, kv_tokens, keep=not swapped)
-        seq.prompt_tokens = seq.input_tokens + seq.generated_tokens
-        seq.computed_tokens = 0
-        seq.preemptions += 1
-        self.life_log.preempted(seq, self.index, self.now_s)
-        seq.state = WAITING
-        self.waiting.appendleft(seq)
-
-    def _swap_in(self, seq: Sequence) -> tuple[int, int]:
-        """Bring a swapped sequence's KV back; returns its tokens and blocks."""
-        tokens, blocks = seq.swapped_tokens, self.kv.blocks_for(seq.swapped_tokens)
-        self.kv.readmit(seq, blocks)
-        if self.swap is not None:
-            self.swap.take(blocks)
-        seq.swapped_tokens = 0
-        return tokens, blocks
-
-    def _drop(self, seq: Sequence) -> int:
-        """Take a sequence off prefill or decode; return its KV tokens."""
-        del self.running[seq]
-        if seq.state == PREFILLING:
-            del self.prefilling[seq]
-            return seq.computed_tokens
-        if seq.decode_offset + self.decode.counter != seq.computed_tokens:
-            seq.last_token_s = self.decode.emit_s
-        seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
-        return self.decode.leave(seq, grows=self.grows)
-
-    def _abort(self, seq: Sequence) -> None:
-        if seq.state == DONE:
-            return
-        if seq.state == WAITING:
-            if seq in self.waiting:
-                self.waiting.remove(seq)
-            if self.swap is not None and seq.swapped_tokens:
-                self.swap.drop(self.kv.blocks_for(seq.swapped_tokens))
-        elif self.pads and seq.state == DECODING:
-            seq.generated_tokens = self.decode.generated(seq, self.outputs[seq.index])
-            seq.computed_tokens = self.decode.leave(seq, grows=self.grows, pad=True)
-            seq.epoch += 1
-            if self.decode.n_live == 0 and not self.prefilling:
-                self._end_batch()
-        else:
-            self.kv.release(seq, self._drop(seq))
-        self._done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
-
-    def _fail(self, seq: Sequence, what: str) -> None:
+    def _fail(self, seq: Sequence, what: str) -> NoReturn:
         name = type(self.policy).__name__
         raise PolicyError(f"{name}: replica {self.index}, step {self.steps}, sequence {seq.index}: {what}")
+
+    def _fail_step(self) -> NoReturn:
+        raise InvariantError(
+            f"replica {self.index}, step {self.steps}: {self.n_steps} steps of {self.end_s - self.start_s} s"
+        )
 
     # -- leaps ------------------------------------------------------------------------------------------------------
 
@@ -851,16 +675,12 @@ def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
         n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s) + 1
     else:
         n = int(elapsed_s / first_s) + 1
-    while n > 1 and (n - 1) * first_s + delta_s * ((n - 1) * (n - 2) // 2) >= elapsed_s:
-        n -= 1
+    m = n - 1
+    while m and m * first_s + delta_s * (m * (m - 1) // 2) >= elapsed_s:
+        n, m = m, m - 1
     while n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
         n += 1
     return n
-
-
-def _is_less(match: Match | None, planned: Match | None) -> bool:
-    """Whether a hit has become smaller."""
-    return match is not None and planned is not None and match.blocks < planned.blocks
 
 
 def _windowed(chunks: list[tuple[Sequence, int]], window: int) -> tuple[int, int]:

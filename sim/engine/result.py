@@ -128,6 +128,8 @@ class RunResult:
     `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
     `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
     `fleet`: what only a fleet has (transfers, outages, scaling) by part, JSON-able; empty for plain replicas.
+    `tiers`: of KV behind the GPUs' pools, nearest first {name: {capacity_blocks, peak_used_blocks, hit_tokens,
+    loaded_blocks, stored_blocks, evicted_blocks, refused_blocks, read_busy_s, write_busy_s}}, summed over replicas.
     `block_times`: how long evicted KV blocks had lived, when blocks are recorded.
     """
 
@@ -145,6 +147,7 @@ class RunResult:
     preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
     chunks: pd.DataFrame | None = None
     block_times: BlockTimes | None = None
+    tiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     trace_columns: Mapping[str, Any] = field(
         default_factory=dict
     )  # request_id, session_id, tenant ... by request_index

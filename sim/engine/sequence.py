@@ -6,7 +6,9 @@ from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .kv_cache import Match, Segment
+    from .kv_cache import Match
+    from .offload import Run
+    from .segment import Segment
 
 WAITING, PREFILLING, DECODING, DONE = range(4)
 """States of a `Sequence`; policies compare, only the replica assigns."""
@@ -31,7 +33,7 @@ class Sequence:
     __slots__ = (
         "aborted", "arrival_s", "cached_tokens", "computed_tokens", "deadline_s", "decode_offset", "epoch",
         "finish_step", "first_token_s", "generated_tokens", "hash_ends", "hash_ids", "held_segments", "index",
-        "input_tokens", "last_token_s", "match", "max_output_tokens", "next_id", "own_segment", "path_blocks",
+        "input_tokens", "last_token_s", "loaded", "match", "max_output_tokens", "next_id", "own_segment", "path_blocks",
         "preemptions", "priority", "prompt_tokens", "reserved_blocks", "scheduled_s", "sent_s", "session_id",
         "slo_class", "state", "swapped_tokens", "tenant",
     )  # fmt: skip
@@ -66,6 +68,7 @@ class Sequence:
         self.path_blocks = self.reserved_blocks = self.next_id = 0
         self.swapped_tokens = 0  # of them in host memory since the preemption
         self.match: Match | None = None
+        self.loaded: tuple[Run, ...] | None = None  # from tiers below the GPU, for the admission to come
 
     def start_over(self, now_s: float, hash_ids: tuple[int, ...] | None, hash_ends: tuple[int, ...]) -> None:
         """All that was computed is lost: it arrives (now) as if for the first time, with the ids that its row has."""
@@ -76,7 +79,7 @@ class Sequence:
         self.scheduled_s = self.first_token_s = None
         self.epoch += 1
         self.hash_ids, self.hash_ends = hash_ids, hash_ends
-        self.held_segments, self.own_segment, self.match = (), None, None
+        self.held_segments, self.own_segment, self.match, self.loaded = (), None, None, None
         self.path_blocks = self.reserved_blocks = self.next_id = self.swapped_tokens = 0
 
     @property

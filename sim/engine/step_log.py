@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,38 @@ ROW = (
 )  # fmt: skip
 
 
+pack_row = Struct(f"{len(ROW)}d").pack
+
+
 class StepLog:
     """Collects rows of leaps and of mixed steps and passes them on as columns every FLUSH_ROWS rows.
 
     A row is the fields of ROW, then the contexts of the second attention window and on, then by how much the context of
     each window grows a step; without the latter if `grows_evenly`: there is one, and every decode adds a token to it.
-    They are appended to `rows` (flat: extending a list costs a tenth of extending an array) by the replicas
-    themselves, each in order of start; who has appended calls `settle` now and then.
+    They are appended to `rows`, packed as doubles (`pack_row`, then `pack_more` for what is not in ROW: bytes, unlike
+    numbers in a list, keep no objects alive), by the replicas themselves, each in order of start; who has appended calls
+    `settle` now and then.
+    `speculates`: a decode step emits several tokens of a sequence, all of which its context grows by.
     `live` is the number of sequences that emit, negative if their gaps were logged apart. The columns handed on are
     `STEP_COLUMNS`, plus `gap_weight`, `context_growth_<i>` and, for window i > 0, `context_tokens_<i>`.
     """
 
-    def __init__(self, n_windows: int, sinks: list[Callable[[Columns], None]], *, grows_evenly: bool) -> None:
+    def __init__(
+        self,
+        n_windows: int,
+        sinks: list[Callable[[Columns], None]],
+        *,
+        grows_evenly: bool,
+        speculates: bool = False,
+    ) -> None:
         growths = [] if grows_evenly else [f"context_growth_{i}" for i in range(n_windows)]
         self.names = (*ROW, *[f"context_tokens_{i}" for i in range(1, n_windows)], *growths)
-        self.rows: list[float] = []
+        self.pack_more = Struct(f"{len(self.names) - len(ROW)}d").pack
+        self.rows = bytearray()
         self.sinks = sinks
+        self.speculates = speculates
         self.usable_blocks: dict[int, int] = {}  # by replica
-        self.limit = FLUSH_ROWS * len(self.names)
+        self.limit = FLUSH_ROWS * len(self.names) * 8
 
     def settle(self) -> None:
         """Hand the rows on if there are many."""
@@ -47,25 +62,26 @@ class StepLog:
         """Hand all rows on, in order of start."""
         if not self.rows:
             return
-        table = np.fromiter(self.rows, np.float64, len(self.rows)).reshape(-1, len(self.names))
+        table = np.frombuffer(bytes(self.rows), np.float64).reshape(-1, len(self.names))
         self.rows.clear()
         if len(self.usable_blocks) > 1:
             table = table[np.argsort(table[:, ROW.index("start_s")], kind="stable")]
         columns = dict(zip(self.names, np.ascontiguousarray(table.T), strict=True))
-        _derive(columns)
+        _derive(columns, speculates=self.speculates)
         most = np.array([self.usable_blocks.get(i, 0) for i in range(max(self.usable_blocks, default=0) + 1)])
         columns["kv_used_blocks"] = most[columns["replica"].astype(np.int64)] - columns.pop("kv_free_blocks")
         for sink in self.sinks:
             sink(columns)
 
 
-def _derive(columns: dict[str, NDArray[Any]]) -> None:
+def _derive(columns: dict[str, NDArray[Any]], *, speculates: bool) -> None:
     n, live = columns["n_steps"], columns.pop("live")
     columns["duration_s"] = n * columns["first_s"] + columns["delta_s"] * (n * (n - 1) / 2)
     columns["n_running"] = columns["n_decode"] + columns["prefill_seqs"]
     columns.setdefault("context_growth_0", columns["n_decode"])
     columns["gap_weight"] = np.maximum(live, 0)
-    columns["emitted_tokens"] = np.abs(live) * n + columns["logits_rows"] - columns["n_decode"]
+    emitted = columns["context_growth_0"] if speculates else np.abs(live)
+    columns["emitted_tokens"] = emitted * n + columns["logits_rows"] - columns["n_decode"]
 
 
 class GapLog:

@@ -18,7 +18,7 @@ class ReplicaView:
     """See `contracts.View` for the meaning of each name; routers see it too."""
 
     __slots__ = (
-        "_decode", "_kv", "_plain", "_replica", "block_size", "long_prefill_token_threshold", "max_model_len",
+        "_decode", "_kv", "_leaving", "_plain", "_replica", "_seats", "block_size", "long_prefill_token_threshold", "max_model_len",
         "max_num_batched_tokens", "max_num_seqs", "preemption", "prefilling", "running", "total_blocks", "waiting",
     )  # fmt: skip
 
@@ -26,7 +26,9 @@ class ReplicaView:
         self._replica = replica
         self._decode: DecodeSet = replica.decode
         self._kv = replica.kv
-        self._plain = replica.paged
+        self._plain = replica.seats.paged
+        self._seats = replica.seats
+        self._leaving = replica.seats.leaving
         self.waiting: Collection[Sequence] = replica.waiting
         self.running: Collection[Sequence] = replica.running
         self.prefilling: Collection[Sequence] = replica.prefilling
@@ -63,7 +65,7 @@ class ReplicaView:
     @property
     def n_running(self) -> int:
         """Seats taken (with an async pipeline, those of sequences that have just finished too)."""
-        return len(self._replica.running) + len(self._replica.leaving)
+        return len(self.running) + len(self._leaving)
 
     @property
     def n_decoding(self) -> int:
@@ -86,7 +88,7 @@ class ReplicaView:
     def decode_blocks(self) -> int:
         """New blocks that the next decode step takes."""
         decode = self._decode
-        return decode.borders[decode.counter % decode.block_size]
+        return decode.borders[decode.counter % decode.cycle]
 
     @property
     def backlog_tokens(self) -> int:
@@ -100,7 +102,7 @@ class ReplicaView:
         """Tokens that this sequence has emitted so far."""
         if seq.state != DECODING:
             return seq.generated_tokens
-        return self._decode.generated(seq, self._replica.outputs[seq.index])
+        return self._decode.generated(seq, self._seats.outputs[seq.index])
 
     def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
         """Seconds of a step in which all decode and that many tokens of one prompt are computed after a history."""
@@ -125,7 +127,7 @@ class ReplicaView:
         """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
         if self._plain and seq.hash_ids is None and seq.state == WAITING and not seq.swapped_tokens:
             return -(-tokens // self.block_size)
-        return self._replica.blocks_needed(seq, tokens)
+        return self._seats.blocks_needed(seq, tokens)
 
     def admission_blocks(self, seq: Sequence, tokens: int) -> int:
         """Blocks taken by admitting a waiting sequence with room for `tokens` in all."""
@@ -135,7 +137,7 @@ class ReplicaView:
 
     def held_blocks(self, seq: Sequence) -> int:
         """Blocks that come back if this running sequence is preempted."""
-        return self._replica.held_blocks(seq)
+        return self._seats.held_blocks(seq)
 
     def decodes(self, seq: Sequence) -> bool:
         """Whether this sequence emits a token in every step that decodes."""

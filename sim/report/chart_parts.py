@@ -17,6 +17,9 @@ PALETTE = (
 SPARSE: Spec = {"labelOverlap": "greedy", "labelSeparation": 10}
 """Labels of an axis that leave room between them."""
 
+SHORT = "abs(datum.value) < 1 ? format(datum.value, ',.3~r') : format(datum.value, ',.3~s')"
+"""Label of a number without a prefix below 1: 0.2, 4, 1.5k."""
+
 IN_WINDOW: Spec = {"filter": "datum.t >= t0 - 1e-9 && datum.t < t1 - 1e-9"}
 IS_SHOWN: Spec = {"filter": "indexof(shown, datum.run) >= 0"}
 IS_FOCUS: Spec = {"filter": "datum.run === focus"}
@@ -56,29 +59,41 @@ def time_axis(data: PageData, *, whole: bool = False) -> Spec:
     return {"field": "t", "type": "quantitative", "scale": {**scale, "nice": False}, "axis": axis}
 
 
-def log_ms_axis(field: str) -> Spec:
-    """x on a logarithmic axis of milliseconds, labelled µs, ms or s."""
+def log_ms_axis(field: str, *, channel: str = "x") -> Spec:
+    """A logarithmic axis of milliseconds, labelled µs, ms or s."""
+    return log_axis(field, _MS_LABEL, channel=channel)
+
+
+def log_axis(field: str, label: str, *, channel: str = "x") -> Spec:
+    """A logarithmic axis with labels at 1, 2 and 5 of each decade (at every tick, where it spans less than one).
+
+    label: Vega expression of a label.
+    """
+    digit = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
+    span = f"domain('{channel}')[1] / domain('{channel}')[0]"
+    few = f"{span} < 6 || indexof([1, 2, 5], {digit}) >= 0"
     return {
         "field": field,
         "type": "quantitative",
         "title": None,
         "scale": {"type": "log", "nice": False},
-        "axis": {"labelExpr": _MS_LABEL, "tickCount": 5, **SPARSE, "gridOpacity": 0.6},
+        "axis": {"labelExpr": f"{few} ? {label} : ''", "tickCount": 5, **SPARSE, "gridOpacity": 0.6},
     }
 
 
 _MS_LABEL = (
-    "datum.value >= 1000 ? format(datum.value / 1000, ',~g') + ' s' : "
-    "datum.value >= 1 ? format(datum.value, '~g') + ' ms' : format(datum.value * 1000, ',~g') + ' µs'"
+    "(datum.value >= 1000 ? format(datum.value / 1000, ',.3~r') + ' s' : "
+    "datum.value >= 1 ? format(datum.value, '.3~r') + ' ms' : format(datum.value * 1000, ',.3~r') + ' µs')"
 )
 
 
 def distribution(series: str, *, tail: bool = False) -> list[Spec]:
     """From cells (x, x2, n) of the window to points (at, share) of the share up to x, or of the tail above it.
 
-    Each bin gives two points, at its borders: a gap between bins is flat, as it should be.
+    Each bin gives two points, at its borders: a gap between bins is flat, as it should be. A tail ends at half an
+    observation, as a logarithmic axis has no 0.
     """
-    share = "1 - {0} / datum.total" if tail else "{0} / datum.total"
+    share = "max(1 - {0} / datum.total, 0.5 / datum.total)" if tail else "{0} / datum.total"
     points = (
         f"[[datum.x, {share.format('(datum.below - datum.n)')}], [datum.x2, {share.format('datum.below')}]]"
     )
@@ -96,13 +111,25 @@ def distribution(series: str, *, tail: bool = False) -> list[Spec]:
         {"flatten": ["points"], "as": ["point"]},
         {"calculate": "datum.point[0]", "as": "at"},
         {"calculate": "datum.point[1]", "as": "share"},
-        {"filter": "datum.share > 1e-12"},
     ]
 
 
 def tip(field: str, title: str, form: str = ",.3~g") -> Spec:
     """A number in a tooltip."""
     return {"field": field, "title": title, "type": "quantitative", "format": form}
+
+
+def name_beside(x_field: str) -> Spec:
+    """A text mark beside a point, on the side where there is room for it."""
+    right = f"scale('x', datum.{x_field}) > width / 2"
+    return {
+        "type": "text",
+        "align": {"expr": f"{right} ? 'right' : 'left'"},
+        "dx": {"expr": f"{right} ? -9 : 9"},
+        "dy": -8,
+        "color": "#808891",
+        "limit": 230,
+    }
 
 
 def name_tip(field: str, title: str) -> Spec:

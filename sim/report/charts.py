@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .chart_parts import IS_SHOWN, Chart, Spec, name_tip, run_color, time_axis, tip
+from .chart_parts import IS_SHOWN, SHORT, Chart, Spec, name_tip, run_color, time_axis, tip
 from .charts_latency import before_after, latency_charts
 from .charts_slowest import slowest
 from .charts_steps import kernels, roofline, step_charts
+from .charts_tradeoff import tradeoff_charts
 from .page_data import PageData
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -24,6 +25,7 @@ def charts(data: PageData, peaks: Mapping[str, float]) -> list[Chart]:
     """All charts for these data. `peaks`: FLOP/s and bytes/s of one GPU (the roofline's ceilings)."""
     return [
         _overview(data),
+        *tradeoff_charts(data),
         *latency_charts(data),
         *before_after(data),
         *_load(data),
@@ -47,7 +49,7 @@ def default_params(data: PageData) -> dict[str, Any]:
 
 def _overview(data: PageData) -> Chart:
     """The whole run at a glance; dragging in it selects the window that every other chart shows."""
-    axis = {"tickCount": 2, "format": "~s", "grid": False}
+    axis = {"tickCount": 2, "labelExpr": SHORT, "grid": False}
     spec: Spec = {
         "height": 52,
         "params": [{"name": "brush", "select": {"type": "interval", "encodings": ["x"]}}],
@@ -63,14 +65,14 @@ def _overview(data: PageData) -> Chart:
 
 
 _LOAD = (
-    ("arrivals", "Arrivals, requests/s", "arrived", ",.3~s", ""),
-    ("output", "Output tokens/s", "emitted_tokens", ",.3~s", ""),
-    ("prompt", "Prompt tokens computed/s", "prefill_tokens", ",.3~s", "without those from the prefix cache"),
-    ("running", "Running sequences", "running", ",.3~s", "of all replicas"),
-    ("waiting", "Waiting requests", "waiting", ",.3~s", "arrived, not yet admitted"),
+    ("arrivals", "Arrivals, requests/s", "arrived", ",.3~r", "as the clients sent them"),
+    ("output", "Output tokens/s", "emitted_tokens", ",.3~r", "of all replicas"),
+    ("prompt", "Prompt tokens computed/s", "prefill_tokens", ",.3~r", "without those from the prefix cache"),
+    ("running", "Running sequences", "running", ",.3~r", "of all replicas"),
+    ("waiting", "Waiting requests", "waiting", ",.3~r", "arrived, not yet admitted"),
     ("kv", "KV blocks in use", "kv_used_frac", ".1~%", "sum over replicas of each one's share"),
     ("hits", "Prefix cache hits", "hit_frac", ".0%", "share of prompt tokens, at first admission"),
-    ("preemptions", "Preemptions/s", "preempted", ",.3~g", ""),
+    ("preemptions", "Preemptions/s", "preempted", ",.3~r", "sequences that gave way"),
 )
 
 
@@ -93,7 +95,7 @@ def _lines(data: PageData, field: str, form: str, title: str) -> Spec:
         "field": field,
         "type": "quantitative",
         "title": None,
-        "axis": {"format": form, "tickCount": 4},
+        "axis": {"tickCount": 4, **({"format": form} if "%" in form else {"labelExpr": SHORT})},
         "scale": {"zero": True},
     }
     return {

@@ -31,7 +31,8 @@ def latency_charts(data: PageData) -> list[Chart]:
 def _chart(data: PageData, metric: str, kind: str) -> Chart:
     tail = kind == "tail"
     title = "share above" if tail else "share up to"
-    y: Spec = {"field": "share", "type": "quantitative", "title": title, **(_TAIL if tail else _SHARE)}
+    axis = {"title": None, **_TAIL} if tail else {"title": title, **_SHARE}
+    y: Spec = {"field": "share", "type": "quantitative", **axis}
     spec: Spec = {
         "height": 180,
         "transform": [
@@ -54,16 +55,25 @@ def _chart(data: PageData, metric: str, kind: str) -> Chart:
     }
     name = f"{metric}: {'tail' if tail else 'distribution'}"
     return Chart(
-        f"{metric.lower()}_{kind}", "latency", name, "latency", spec, "" if tail else _METRICS[metric]
+        f"{metric.lower()}_{kind}",
+        "latency",
+        name,
+        "latency",
+        spec,
+        _TAIL_CAPTION if tail else _METRICS[metric],
     )
+
+
+_TAIL_CAPTION = "percentiles; the curve ends at the slowest"
 
 
 _SHARE: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
 _TAIL: Spec = {
-    "scale": {"type": "log", "nice": False},
+    "scale": {"type": "log", "nice": False, "domainMax": 1},
     "axis": {
-        "values": [1, 0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7],
-        "labelExpr": "format(datum.value * 100, '~f') + '%'",
+        "values": [0.5, 0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7],
+        "labelExpr": "'p' + format(100 * (1 - datum.value), '.7~r')",
+        "labelOverlap": "greedy",
     },
 }
 

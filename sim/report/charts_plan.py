@@ -138,7 +138,12 @@ def _costs(rows: Rows, gpus: Sequence[str]) -> Chart:
         "mark": {"type": "bar", "height": {"band": 0.7}},
         "encoding": {
             "y": _label_axis("usd_per_million_tokens"),
-            "x": {"field": "usd_per_million_tokens", "type": "quantitative", "title": "$ per million tokens"},
+            "x": {
+                "field": "usd_per_million_tokens",
+                "type": "quantitative",
+                "title": "$ per million tokens",
+                "axis": {"tickCount": 5, **SPARSE},
+            },
             "color": {**_gpu_color(gpus), "legend": None},
             "tooltip": _TIPS,
         },
@@ -155,7 +160,12 @@ def _label_axis(sort: str) -> Spec:
 
 def _rates(rows: Rows, gpus: Sequence[str]) -> Chart:
     y = {**_label_axis("rate_per_s"), "sort": {"field": "rate_per_s", "op": "min", "order": "descending"}}
-    at = {"field": "rate_per_s", "type": "quantitative", "title": "requests/s of one replica"}
+    at = {
+        "field": "rate_per_s",
+        "type": "quantitative",
+        "title": "requests/s of one replica",
+        "axis": {"tickCount": 6, **SPARSE},
+    }
     spec: Spec = {
         "height": max(60, 20 * len(rows)),
         "transform": [{"filter": "datum.rate_per_s > 0"}],
@@ -235,8 +245,18 @@ def _loads(rows: Rows) -> Chart:
         "height": 220,
         "transform": [{"filter": "isValid(datum.usd_per_hour)"}],
         "encoding": {
-            "x": {"field": "load_per_s", "type": "quantitative", "title": "requests/s to carry"},
-            "y": {"field": "usd_per_hour", "type": "quantitative", "title": "$ per hour"},
+            "x": {
+                "field": "load_per_s",
+                "type": "quantitative",
+                "title": "requests/s to carry",
+                "axis": {"tickCount": 8, **SPARSE},
+            },
+            "y": {
+                "field": "usd_per_hour",
+                "type": "quantitative",
+                "title": "$ per hour",
+                "axis": {"tickCount": 5},
+            },
         },
         "layer": [
             {"mark": {"type": "line", "interpolate": "step-before", "color": "#9498a0"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ..cost.work import KERNELS
@@ -10,9 +11,10 @@ from .chart_parts import (
     IS_FOCUS,
     IS_SHOWN,
     PALETTE,
-    SPARSE,
+    SHORT,
     Chart,
     Spec,
+    log_axis,
     log_ms_axis,
     name_tip,
     run_color,
@@ -62,7 +64,7 @@ def kernels(data: PageData) -> Chart:
             "color": {
                 "field": "kernel",
                 "type": "nominal",
-                "legend": {"title": None, "orient": "top", "columns": 4, "labelLimit": 140},
+                "legend": {"title": None, "orient": "top", "columns": len(names), "labelLimit": 140},
                 "scale": {"domain": names, "range": list(PALETTE[: len(names)])},
             },
             "order": {"field": "order", "type": "quantitative"},
@@ -79,15 +81,9 @@ def kernels(data: PageData) -> Chart:
 
 def step_charts(data: PageData) -> list[Chart]:
     """Batch sizes and durations of steps, by the time spent in them."""
-    batch = {
-        "field": "x",
-        "type": "quantitative",
-        "title": None,
-        "scale": {"type": "log", "nice": False},
-        "axis": {"format": "~s", "tickCount": 5, **SPARSE, "gridOpacity": 0.6},
-    }
+    whole = "(datum.value >= 1 ? format(datum.value, ',.3~r') : '')"
     return [
-        _steps(data, "batch", "Batch size", "sequences in a step", batch),
+        _steps(data, "batch", "Batch size", "sequences in a step", log_axis("x", whole)),
         _steps(data, "duration", "Step time", "ms", log_ms_axis("x")),
     ]
 
@@ -146,7 +142,7 @@ def roofline(data: PageData, peaks: Mapping[str, float]) -> Chart:
         "type": "quantitative",
         "title": "FLOP per byte of HBM traffic",
         "scale": {**log, "domain": [low, high]},
-        "axis": {"format": "~s", "tickCount": 5, "gridOpacity": 0.6},
+        "axis": {"labelExpr": SHORT, "tickCount": 5, "gridOpacity": 0.6},
     }
     y: Spec = {
         "field": "y",
@@ -199,7 +195,8 @@ def _dots(x: Spec, y: Spec, flops: float, bandwidth: float) -> Spec:
 def _roof(low: float, ridge: float, high: float, flops: float, bandwidth: float) -> list[Spec]:
     """The ceilings and their names."""
     at: Spec = {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}}
-    points = [{"x": x, "y": min(x * bandwidth, flops)} for x in (low, ridge, high)]
+    at_slope = math.sqrt(low * ridge)
+    points = [{"x": x, "y": min(x * bandwidth, flops)} for x in (low, at_slope, ridge, high)]
     line: Spec = {
         "data": {"values": points},
         "mark": {"type": "line", "strokeWidth": 2, "color": PALETTE[2]},
@@ -207,8 +204,8 @@ def _roof(low: float, ridge: float, high: float, flops: float, bandwidth: float)
     }
     return [
         line,
-        _note({**points[2], "text": f"{flops:,.0f} TFLOP/s"}, at, align="right", dx=0, dy=12),
-        _note({**points[0], "text": f"{bandwidth:.3g} TB/s"}, at, align="left", dx=4, dy=-22),
+        _note({**points[3], "text": f"{flops:,.0f} TFLOP/s"}, at, align="right", dx=0, dy=12),
+        _note({**points[1], "text": f"{bandwidth:.3g} TB/s"}, at, align="right", dx=-10, dy=-8),
     ]
 
 

@@ -22,6 +22,7 @@ from .run_tables import RunTables
 from .titles import file_stem, subtitle, trace_text
 
 _SECTIONS = {
+    "tradeoff": "Objectives and trade-offs",
     "latency": "Latency",
     "observed": "Before and after",
     "load": "Load over time",
@@ -32,16 +33,17 @@ _SECTIONS = {
 
 def run_page(run: RunTables) -> str:
     """The report of one run."""
-    body = parts.latency_section(run.summary) + parts.observed_section(run.summary) + parts.provenance([run])
+    sections = (parts.latency_section, parts.fleet_section, parts.observed_section)
+    body = "".join(make(run.summary) for make in sections) + parts.provenance([run])
     return _page([run], f"{run.label}: {trace_text(run.config)}", parts.verdict_card(run.summary), body)
 
 
 def comparison_page(comparison: ComparisonTables) -> str:
     """The report of a comparison: ranking, figures side by side, paired differences, and every chart by run."""
     runs = comparison.runs
-    top = parts.ranking_card(comparison)
+    top = parts.ranking_card(comparison) + parts.bounds_section(comparison)
     top += parts.side_by_side_section(comparison)
-    body = parts.differences_section(comparison) + parts.verdicts_section(runs) + parts.provenance(runs)
+    body = parts.differences_section(comparison) + parts.provenance(runs)
     heading = (
         f"{' / '.join(comparison.labels[:6])}{' …' if len(runs) > 6 else ''}: {trace_text(runs[0].config)}"
     )

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from ..cost.work import KERNELS
 from ..engine.step_bins import bin_borders, log_bin
+from .metrics import latencies
 from .run_tables import RunTables
+from .slo import Slo, parse_slo
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +75,7 @@ def page_data(runs: Sequence[RunTables]) -> PageData:
         "observed": _observed,
     }
     tables = {name: _stack([(run.label, make(run, grid)) for run in runs]) for name, make in makers.items()}
+    tables["runs"] = _stack([(run.label, _figures(run)) for run in runs])
     first, last = math.floor(begin_s / grid.width_s), math.ceil(end_s / grid.width_s)
     step = grid.width_s / scale
     return PageData(tuple(run.label for run in runs), unit, first * step, last * step, step, tables)
@@ -173,8 +176,18 @@ def _latency(run: RunTables, grid: _Grid) -> pd.DataFrame:
     frames = [_counted(name, t, seconds) for name, seconds in values.items()]
     gaps = run.histograms[run.histograms["what"] == "itl"]
     frames.append(_counted("ITL", grid.index(gaps["t_s"]), gaps["x"].to_numpy(), gaps["steps"].to_numpy()))
+    if text := run.config.get("slo"):
+        frames.append(_objectives(run, grid, parse_slo(text)))
     table = pd.concat(frames, ignore_index=True)
     return table.assign(t=grid.start(table["t"]))
+
+
+def _objectives(run: RunTables, grid: _Grid, slo: Slo) -> pd.DataFrame:
+    """Every request by arrival and by x: how many times its limits it took; one that got no answer takes for ever."""
+    ratios = slo.ratios(latencies(run.requests))
+    lost = (run.requests["status"] != "finished").to_numpy()
+    # the axis counts thousandths, as that of seconds does
+    return _counted("SLO", grid.index(run.requests["arrival_s"]), np.where(lost, 1e6, ratios) / 1000)
 
 
 def _counted(
@@ -217,6 +230,23 @@ def _roofline(run: RunTables, grid: _Grid) -> pd.DataFrame:
     frame = frame.assign(steps=table["steps"].to_numpy(), seconds=table["seconds"].to_numpy())
     summed = frame.groupby(["t", "x", "y"], as_index=False).sum()
     return summed.assign(t=grid.start(summed["t"]))
+
+
+def _figures(run: RunTables) -> pd.DataFrame:
+    """One row: p99 latencies of the whole run in ms, tokens a second, price."""
+    p99 = {name: run.summary[f"{name}_s"]["p99"] for name in ("ttft", "tpot", "e2e")}
+    row = {name: np.nan if value is None else 1000 * value for name, value in p99.items()}
+    usd = run.summary["cost"]["usd_per_million_output_tokens"]
+    return pd.DataFrame(
+        [
+            row
+            | {
+                "usd": np.nan if usd is None else usd,
+                "tokens": run.summary["throughput"]["output_tokens_per_s"],
+                "completed": run.summary["requests"]["completed"],
+            }
+        ]
+    )
 
 
 # -- requests one by one

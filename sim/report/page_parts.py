@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 
-from .chart_parts import Chart
+from .chart_parts import PALETTE, Chart
 from .comparison_tables import ComparisonTables, metric_name, records
+from .fleet_lines import fleet_lines
 from .run_tables import RunTables
-from .side_by_side import LATENCIES, STATISTICS, rows_of, time_text
+from .side_by_side import LATENCIES, STATISTICS, rows_of
+from .time_bar import time_bar, time_key
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 Summary = Mapping[str, Any]
@@ -23,7 +25,8 @@ def verdict_card(summary: Summary) -> str:
     return (
         f'<section class="card verdict"><strong>{escape(found["headline"])}</strong>'
         f'<div class="columns"><ul>{_items(found["because"])}</ul>'
-        f'<ul class="try">{_items(found["try_first"])}</ul></div>{_slo(summary)}{_warnings(summary)}</section>'
+        f'<ul class="try">{_items(found["try_first"])}</ul></div>{_slo(summary)}'
+        f"{time_bar(summary)}{time_key()}{_warnings(summary)}</section>"
     )
 
 
@@ -62,15 +65,31 @@ def ranking_card(comparison: ComparisonTables) -> str:
     )
 
 
+def _tier_tiles(kv: Summary) -> list[tuple[str, str, str]]:
+    """A tile for each tier behind the GPU's pool."""
+    return [
+        (
+            f"of them from {name}",
+            share_text(tier["hit_token_frac"]),
+            f"peak {share_text(tier['peak_used_frac'])} of {tier['blocks_total']:,} blocks",
+        )
+        for name, tier in kv.get("tiers", {}).items()
+    ]
+
+
 def headline(summary: Summary) -> list[tuple[str, str, str]]:
     """The tiles of a run: label, value, note."""
     requests, rates, kv = summary["requests"], summary["throughput"], summary["kv"]
     lost = requests["submitted"] - requests["completed"]
     usd = summary["cost"]["usd_per_million_output_tokens"]
     good = rates["goodput_requests_per_s"]
-    note = f"{lost:,} rejected or timed out" if lost else f"{rate_text(rates['requests_per_s'])} requests/s"
+    note = (
+        f"of {requests['submitted']:,} requests"
+        if lost
+        else f"{rate_text(rates['requests_per_s'])} requests/s"
+    )
     tiles = [
-        ("requests finished", f"{requests['completed']:,}", note),
+        ("finished", f"{requests['completed']:,}", note),
         (
             "output tokens/s",
             rate_text(rates["output_tokens_per_s"]),
@@ -84,14 +103,15 @@ def headline(summary: Summary) -> list[tuple[str, str, str]]:
             f"p99 {seconds_text(summary['tpot_s']['p99'])}",
         ),
         ("E2E p50", seconds_text(summary["e2e_s"]["p50"]), f"p99 {seconds_text(summary['e2e_s']['p99'])}"),
-        ("KV peak", share_text(kv["peak_used_frac"]), f"of {kv['blocks_total']:,} blocks"),
-        ("prefix hits", share_text(kv["prefix_hit_token_frac"]), f"{requests['preemptions']:,} preemptions"),
+        ("KV peak", share_text(kv["peak_used_frac"]), f"{requests['preemptions']:,} preempted"),
+        ("prefix hits", share_text(kv["prefix_hit_token_frac"]), "of prompts"),
+        *_tier_tiles(kv),
         ("GPU busy", share_text(1 - summary["time_frac"]["idle"]), f"MFU {share_text(summary['mfu_frac'])}"),
     ]
     if usd is not None:
-        tiles.append(("$ / M output tokens", f"{usd:,.2f}", f"{summary['cost']['gpu_hours']:.3g} GPU hours"))
+        tiles.append(("$ / M output", f"{usd:,.2f}", f"{summary['cost']['gpu_hours']:.2g} GPU h"))
     if good is not None:
-        tiles.append(("goodput/s", rate_text(good), "requests within the SLO"))
+        tiles.append(("goodput/s", rate_text(good), "within SLO"))
     return tiles
 
 
@@ -119,8 +139,13 @@ def latency_section(summary: Summary) -> str:
         + "</tr>"
         for label, key, meaning in LATENCIES
     )
-    time = f'<p class="dim">GPU time: {escape(time_text(summary))}</p>'
-    return section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>", time)
+    return section("Latencies of the whole run", f"<table><tr><th></th>{head}</tr>{rows}</table>")
+
+
+def fleet_section(summary: Summary) -> str:
+    """Pools, outages, scaling and hardware of a fleet; nothing for plain replicas."""
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(line)}</td></tr>" for name, line in fleet_lines(summary))
+    return section("Fleet", f"<table>{rows}</table>") if rows else ""
 
 
 def observed_section(summary: Summary) -> str:
@@ -139,7 +164,7 @@ def observed_section(summary: Summary) -> str:
 def side_by_side_section(comparison: ComparisonTables) -> str:
     """Figures of all runs, best first, the best value of a row bold."""
     summaries = [run.summary for run in comparison.ranked]
-    head = "".join(f"<th>{escape(run.label)}</th>" for run in comparison.ranked)
+    head = "".join(f"<th>{_dot(comparison, run.label)}{escape(run.label)}</th>" for run in comparison.ranked)
     rows = ""
     for row in rows_of(summaries):
         cells = zip(row.texts(summaries), row.best(summaries), strict=True)
@@ -177,14 +202,19 @@ def _difference(row: Mapping[str, Any]) -> str:
     return f'<td class="{state}">{middle} [{low}, {high}]</td>'
 
 
-def verdicts_section(runs: Sequence[RunTables]) -> str:
-    """What bounds each run."""
+def bounds_section(comparison: ComparisonTables) -> str:
+    """What bounds each run, best first, and where its GPU time went."""
     rows = "".join(
-        f"<tr><td>{escape(run.label)}</td><td style='text-align:left;white-space:normal'>"
-        f"{escape(run.summary['verdict']['headline'])}</td></tr>"
-        for run in runs
+        f'<div class="bound"><b>{_dot(comparison, run.label)}{escape(run.label)}</b> '
+        f"{escape(run.summary['verdict']['headline'])}{time_bar(run.summary)}</div>"
+        for run in comparison.ranked
     )
-    return section("What bounds each run", f"<table>{rows}</table>")
+    return f'<section><h2>What bounds each run</h2><div class="card">{rows}{time_key()}</div></section>'
+
+
+def _dot(comparison: ComparisonTables, label: str) -> str:
+    """A run's colour in every chart of the page."""
+    return f'<i class="dot" style="background:{PALETTE[comparison.labels.index(label) % len(PALETTE)]}"></i>'
 
 
 def section(title: str, table: str, note: str = "") -> str:

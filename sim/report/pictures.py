@@ -28,6 +28,7 @@ def theme_config(theme: Theme) -> dict[str, Any]:
             "tickColor": c["line"], "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11}  # fmt: skip
     return {
         "background": "transparent",
+        "padding": {"left": 2, "top": 5, "right": 12, "bottom": 2},
         "font": font,
         "axis": axis,
         "legend": {

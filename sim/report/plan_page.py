@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from . import page_parts as parts
+from .chart_parts import PALETTE
 from .charts import SCHEMA
 from .charts_plan import METRICS, SHOWN, charts, tables
 from .page import fill, resource, script_json, vega_bundle
@@ -35,9 +36,9 @@ def plan_page(plan: Mapping[str, Any], answer: str, command: str) -> str:
     made = charts(plan)
     rows = tables(plan)
     load = plan["load"]
-    subtitle = f"load {load['requests_per_s']:.3g} requests/s of {load['tokens_per_request']:,.0f} tokens"
-    if plan["slo"]:
-        subtitle += f", objectives {plan['slo']}"
+    subtitle = plan["details"] or (
+        f"load {load['requests_per_s']:.3g} requests/s of {load['tokens_per_request']:,.0f} tokens"
+    )
     cards = {key: [c for c in made if c.section == key] for key in _SECTIONS}
     body = "".join(
         f'<section><h2>{title}</h2>{_controls(key, rows)}<div class="grid">{"".join(map(parts.chart_card, cards[key]))}'
@@ -77,7 +78,8 @@ def _controls(section: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         return f'<p class="dim">against <select data-param="metric">{options}</select> at the load</p>'
     if section == "rate":
         boxes = "".join(
-            f'<label><input type="checkbox" value="{escape(label)}"{" checked" if i < SHOWN else ""}> {escape(label)}</label> '
+            f'<label><input type="checkbox" value="{escape(label)}"{" checked" if i < SHOWN else ""}> '
+            f'<i class="dot" style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(label)}</label> '
             for i, label in enumerate(_labels(rows))
         )
         return f'<p class="dim checks" data-checks="shown">{boxes}</p>'
@@ -93,7 +95,8 @@ def _candidates(plan: Mapping[str, Any]) -> str:
         "<tr>" + "".join(f"<td>{escape(str(text(row)))}</td>" for _, text in _COLUMNS) + "</tr>"
         for row in rows
     )
-    return parts.section("Candidates", f"<table><tr>{head}</tr>{body}</table>")
+    note = '<p class="dim">latencies: of one replica at its share of the load</p>'
+    return parts.section("Candidates", f"<table><tr>{head}</tr>{body}</table>", note)
 
 
 def _fleets(fleets: Sequence[Mapping[str, Any]]) -> str:

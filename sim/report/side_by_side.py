@@ -93,6 +93,15 @@ def time_text(summary: Mapping[str, Any]) -> str:
     )
 
 
+def tiers_text(kv: Mapping[str, Any]) -> str:
+    """Where prompt tokens were found, nearest first, and how long a load took."""
+    parts = [f"GPU {share_text(kv['gpu_hit_token_frac'])}"]
+    parts += [f"{name} {share_text(tier['hit_token_frac'])}" for name, tier in kv["tiers"].items()]
+    if kv["loads"]:
+        parts.append(f"{kv['loads']:,} loads of {seconds_text(kv['mean_load_s'])}")
+    return ", ".join(parts)
+
+
 def requests_text(summary: Mapping[str, Any]) -> str:
     """How the requests ended, in one line."""
     requests = summary["requests"]

@@ -69,6 +69,14 @@ class Slo:
                 good &= np.isnan(value) | (value <= limit.limit_s)
         return good
 
+    def ratios(self, latencies_s: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """How many times its strictest limit each request took: good at or below 1 (0 where no limit applies)."""
+        worst = np.zeros(len(latencies_s["e2e"]))
+        for limit in self.limits:
+            if limit.metric != "itl":
+                worst = np.fmax(worst, latencies_s[limit.metric] / limit.limit_s)
+        return worst
+
     def judge(self, summary: Mapping[str, Any], good: int, submitted: int) -> dict[str, Any]:
         """The verdict of each limit against a run's summary, the attainment and whether everything is met.
 

@@ -125,13 +125,41 @@ def _throughput(result: RunResult, duration_s: float, good: int | None) -> dict[
     }
 
 
-def _kv(result: RunResult) -> dict[str, float | int | None]:
+def _kv(result: RunResult) -> dict[str, Any]:
     kv = result.kv
-    return {
+    figures: dict[str, Any] = {
         "blocks_total": int(kv["blocks_total"]),
         "peak_used_frac": _share(kv["peak_used_blocks"], kv["blocks_total"]),
         "prefix_hit_token_frac": _share(kv["hit_tokens"], kv["query_tokens"]) or 0.0,
         "evicted_blocks": int(kv["evicted_blocks"]),
+    }
+    if result.tiers:
+        figures |= _tiers(result)
+    return figures
+
+
+def _tiers(result: RunResult) -> dict[str, Any]:
+    """Hits by where they came from (their shares add up to `prefix_hit_token_frac`), and what each tier did."""
+    kv = result.kv
+    below = sum([tier["hit_tokens"] for tier in result.tiers.values()])
+    return {
+        "gpu_hit_token_frac": _share(kv["hit_tokens"] - below, kv["query_tokens"]) or 0.0,
+        "loads": int(kv["loads"]),
+        "mean_load_s": _share(kv["load_s"], kv["loads"]),
+        "tiers": {
+            name: {
+                "hit_token_frac": _share(tier["hit_tokens"], kv["query_tokens"]) or 0.0,
+                "blocks_total": int(tier["capacity_blocks"]),
+                "peak_used_frac": _share(tier["peak_used_blocks"], tier["capacity_blocks"]) or 0.0,
+                **{
+                    k: int(tier[k])
+                    for k in ("loaded_blocks", "stored_blocks", "evicted_blocks", "refused_blocks")
+                },
+                "read_busy_s": tier["read_busy_s"],
+                "write_busy_s": tier["write_busy_s"],
+            }
+            for name, tier in result.tiers.items()
+        },
     }
 
 

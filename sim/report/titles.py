@@ -17,6 +17,9 @@ def setup_text(configs: Sequence[Mapping[str, Any]]) -> str:
     def same(key: str) -> str:
         return " / ".join(dict.fromkeys(str(c[key]) for c in configs))
 
+    if len(configs) == 1 and (kinds := configs[0].get("kinds")):
+        several = " + ".join(f"{k['count']} × {k['gpu']} TP {k['tensor_parallel_size']}" for k in kinds)
+        return f"{same('model')} on {several}, engine {same('engine')}"
     replicas = same("replicas")
     hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {replicas} replica{'' if replicas == '1' else 's'}"
     return f"{same('model')} on {hardware}, engine {same('engine')}"
@@ -30,7 +33,8 @@ def trace_text(config: Mapping[str, Any]) -> str:
 def subtitle(runs: Sequence[RunTables]) -> str:
     """The line under a page's heading."""
     trace = runs[0].config["trace"]
-    return f"{trace['requests']:,} requests · {setup_text([run.config for run in runs])}"
+    requests = f"{trace['requests']:,} request{'' if trace['requests'] == 1 else 's'}"
+    return f"{requests} · {setup_text([run.config for run in runs])}"
 
 
 def file_stem(runs: Sequence[RunTables]) -> str:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Replay = Literal["open", "closed"]
 
+BACKENDS = ("auto", "flash", "flash-decoding", "naive")
+"""Names of attention back ends (`cost.attention_backends`, spelt here so that flags are checked without NumPy)."""
+
 DTYPES: dict[str, Dtype | None] = {
     "auto": None,
     "bf16": "bf16", "bfloat16": "bf16",
@@ -25,6 +28,12 @@ DTYPES: dict[str, Dtype | None] = {
 
 DEFAULT_GPU = "h100-sxm"
 """Where neither `gpu` nor the constants of a calibration file name one."""
+
+FLEET_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Settings that are texts of `key=value,...`, see `study.fleet_texts`."""
+
+NONE = "none"
+"""What stands for None, no such text, where a flag or a file must say something."""
 
 FALLBACKS: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
@@ -49,9 +58,16 @@ class RunConfig:
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+    `kv_offloading_size`, `kv_offloading_ssd_size`: GiB of a replica's TP group behind its KV pool (None: nothing);
+    `kv_offloading_backend`: `native[:key=value,...]`, see `stepline.sim.cluster.offloading.Offloading`.
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
-    replicas (0: it always knows). `usd_per_gpu_hour` replaces the GPU table's price.
+    replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
+    see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
+    `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
+    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
+    (replicas that differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as
+    `routing`), `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -60,6 +76,9 @@ class RunConfig:
     model: str = "llama-3.1-8b"
     gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    expert_skew: float | None = None
     replicas: int = 1
     policy: str = "chunked"
     kv_eviction: str = "lru"
@@ -68,9 +87,19 @@ class RunConfig:
     kv_compression: str | None = None
     routing: str = "round-robin"
     router_scrape_interval: float = 0.0
+    fleet: str | None = None
+    disaggregate: str | None = None
+    decode_routing: str | None = None
+    failures: str | None = None
+    autoscale: str | None = None
+    stragglers: str | None = None
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
+    speculative_config: str | None = None
+    attention_backend: str = "auto"
+    elementwise: Literal["fused", "separate"] = "fused"
+    enforce_eager: bool = False
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     generation_config: str = "auto"
@@ -82,6 +111,9 @@ class RunConfig:
     num_gpu_blocks_override: int | None = None
     enable_prefix_caching: bool | None = None
     long_prefill_token_threshold: int = 0
+    kv_offloading_size: float | None = None
+    kv_offloading_ssd_size: float | None = None
+    kv_offloading_backend: str = "native"
     replay: Replay = "open"
     client_timeout: float | None = None
     rate_scale: float = 1.0
@@ -96,13 +128,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tensor_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
+            "tensor_parallel_size", "data_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
             "block_size", "num_gpu_blocks_override", "max_concurrency",
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low=1)
         for name in ("long_prefill_token_threshold", "seed"):
             _check_int(name, getattr(self, name), low=0)
-        for name in ("client_timeout", "rate_scale"):
+        for name in ("client_timeout", "rate_scale", "kv_offloading_size", "kv_offloading_ssd_size"):
             _check_positive(name, getattr(self, name))
         _check_not_negative("router_scrape_interval", self.router_scrape_interval)
         _check_utilization(self.gpu_memory_utilization)
@@ -110,12 +142,27 @@ class RunConfig:
         for name in ("dtype", "kv_cache_dtype"):
             _check_name(name, getattr(self, name), DTYPES)
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
+        _check_name("attention_backend", self.attention_backend, BACKENDS)
+        _check_name("elementwise", self.elementwise, ("fused", "separate"))
+        for name in ("enforce_eager", "enable_expert_parallel"):
+            _check_switch(name, getattr(self, name))
+        if self.expert_skew is not None:
+            _check_not_negative("expert_skew", self.expert_skew)
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
+        if self.speculative_config is not None:
+            from .speculation import read_speculation
+
+            read_speculation(self.speculative_config)
         if self.slo is not None:
             from ..report.slo import parse_slo
 
             parse_slo(self.slo)
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
 
 def flag(name: str) -> str:
@@ -165,6 +212,11 @@ def _check_utilization(value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{flag(name)}: got {value!r}, expected true or false")
 
 
 def _check_name(name: str, value: Any, known: Any) -> None:

@@ -136,9 +136,10 @@ class Experiment:
         return self.engine.lower() == "sglang"
 
     @property
-    def disaggregated(self) -> bool:
-        """Whether prompts were computed on other instances than the ones that decoded."""
-        return "prefill +" in self.workload
+    def pools(self) -> tuple[int, int] | None:
+        """Instances that computed prompts, and that decoded, where these were different ones."""
+        found = re.search(r"(\d+) prefill \+ (\d+) decode", self.workload)
+        return None if found is None else (int(found[1]), int(found[2]))
 
 
 def load_measured(folder: str | Path) -> tuple[Experiment, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
+from .config import FLEET_TEXTS, flag
 from .executors import Executor, InProcess
 from .plan_bounds import bounds, demand_of
 from .plan_capacity import Capacity, Effort
@@ -22,7 +23,7 @@ from .plan_tasks import CapacityTask, FleetTask, run_task, save_load, slo_of
 from .plan_types import Candidate, Fleet, PlanProgress, PlanResult, Row
 from .prices import Prices, read_prices
 from .run import loaded
-from .setup import resolve
+from .setup import check_names, resolve
 
 if TYPE_CHECKING:
     from stepline.traces.trace import Trace
@@ -124,6 +125,9 @@ def _check(configs: Mapping[str, RunConfig], max_price_factor: float) -> RunConf
     for label, config in configs.items():
         if config.replay != "open" or config.max_concurrency is not None:
             raise ConfigError(f"plan: {label}: closed loops have no rate to plan for, expected --replay open")
+        for name in FLEET_TEXTS:
+            if getattr(config, name) is not None:
+                raise ConfigError(f"plan: {label}: fleets of equal replicas only, expected no {flag(name)}")
     return first
 
 
@@ -172,6 +176,7 @@ class _Planner:
         demands: dict[bool, Any] = {}
         for label, config in configs.items():
             candidate = Candidate(label, replace(config, replicas=1))
+            check_names(candidate.config)
             try:
                 setup = resolve(candidate.config)
             except (ConfigError, CalibrationError) as error:
@@ -198,7 +203,7 @@ class _Planner:
         return Row(
             candidate.label,
             _settings(config),
-            config.tensor_parallel_size,
+            config.gpus_per_replica,
             "infeasible",
             why,
             bound_per_s=bound,
@@ -234,7 +239,7 @@ class _Planner:
             rows[racer.candidate.label] = Row(
                 racer.candidate.label,
                 _settings(racer.config),
-                racer.config.tensor_parallel_size,
+                racer.config.gpus_per_replica,
                 "pruned",
                 f"costs at least ${racer.least_usd:.2f}/h, {racer.least_usd / best:.1f} times {label}",
                 bound_per_s=racer.bound_per_s,
@@ -244,7 +249,7 @@ class _Planner:
     def _row(self, racer: _Racer, found: Capacity | None, error: str | None) -> Row:
         config = racer.config
         base = Row(
-            racer.candidate.label, _settings(config), config.tensor_parallel_size, "simulated",
+            racer.candidate.label, _settings(config), config.gpus_per_replica, "simulated",
             bound_per_s=racer.bound_per_s,
         )  # fmt: skip
         if found is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..report.plan_page import plan_page
 from ..report.run_dir import MANIFEST, atomic_dir, json_bytes, versions, write_json
+from ..report.units import seconds_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +45,7 @@ def as_dict(plan: PlanResult) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "answer": answer(plan),
+        "details": details(plan),
         "load": {
             "requests_per_s": plan.load_per_s,
             "tokens_per_request": plan.tokens_per_request,
@@ -88,7 +90,7 @@ def plan_view(plan: PlanResult) -> RenderableType:
 
     simulated = [row for row in plan.rows if row.status == "simulated"]
     others = [row for row in plan.rows if row.status != "simulated"]
-    parts: list[Any] = [Text(""), Text(answer(plan), style="bold"), Text("")]
+    parts: list[Any] = [Text(""), Text(answer(plan), style="bold"), Text(details(plan)), Text("")]
     if simulated:
         parts += [_candidates(simulated[:SHOWN]), Text(_left_out(simulated, others), style="dim")]
     elif others:
@@ -101,21 +103,29 @@ def plan_view(plan: PlanResult) -> RenderableType:
 
 
 def answer(plan: PlanResult) -> str:
-    """The plan in a sentence."""
+    """What to buy, in a sentence."""
     load = f"{plan.load_per_s:.2f} requests/s of {plan.tokens_per_request:,.0f} tokens"
     slo = f" within {plan.slo}" if plan.slo else ""
     best = plan.winner
     if best is None:
         return f"No candidate carries {load}{slo} with at most {plan.settings['max_replicas']} replicas."
-    f = best.figures
-    price = "" if best.usd_per_hour is None else (
-        f", ${best.usd_per_hour:.2f}/h, ${f['usd_per_million_tokens']:.3f} per million tokens"
-    )  # fmt: skip
-    return (
-        f"{best.replicas} × {best.label} ({_gpus(best.gpus)}) carries {load}{slo}{price}, "
-        f"{f['kwh_per_million_tokens']:.3f} kWh per million; simulated TTFT p99 {1e3 * f['ttft_p99']:.0f} ms, "
-        f"TPOT p99 {1e3 * f.get('tpot_p99', 0.0):.1f} ms."
+    price = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f}/h"
+    return f"Buy {best.replicas} × {best.label} ({_gpus(best.gpus)}{price}): it carries {load}{slo}."
+
+
+def details(plan: PlanResult) -> str:
+    """What the plan costs a token, and its latencies when the whole load is simulated on it; empty without a plan."""
+    if plan.winner is None:
+        return ""
+    f = plan.winner.figures
+    usd = f.get("usd_per_million_tokens")
+    price = "" if usd is None else f"${usd:.3f} and "
+    tails = ", ".join(
+        f"{name} p99 {seconds_text(f[key])}"
+        for name, key in (("TTFT", "ttft_p99"), ("TPOT", "tpot_p99"), ("E2E", "e2e_p99"))
+        if f.get(key) is not None
     )
+    return f"{price}{f['kwh_per_million_tokens']:.3f} kWh per million tokens; the whole load simulated on it: {tails}."
 
 
 def _gpus(n: int) -> str:
@@ -123,30 +133,20 @@ def _gpus(n: int) -> str:
 
 
 def _candidates(rows: Sequence[Row]) -> Table:
+    """The candidates in columns that a terminal of 80 holds; energy, intervals and the rest are in the files."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", no_wrap=True)
-    for name in (
-        "req/s a replica",
-        "± 95 %",
-        "replicas",
-        "GPUs",
-        "$/h",
-        "$/M tok",
-        "kWh/M",
-        "TTFT p99",
-        "TPOT p99",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("limit", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("candidate", overflow="fold", min_width=16)
+    for name in ("req/s\nof one", "fleet", "GPUs", "$/h", "$/M\ntok", "TTFT\np99", "TPOT\np99"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limit", min_width=10)
     for row in rows:
-        half = ((row.high_per_s or 0) - (row.low_per_s or 0)) / 2
         table.add_row(
-            f"{'*' if row.pareto else ' '} {row.label}", _number(row.rate_per_s), _number(half), _number(row.replicas, 0),
-            _number(row.gpus, 0), _number(row.usd_per_hour), _number(row.usd_per_million_tokens, 3),
-            _number(row.kwh_per_million_tokens, 4), _ms(row.at_load.get("ttft_p99"), 0), _ms(row.at_load.get("tpot_p99"), 1),
+            f"{'*' if row.pareto else ' '} {row.label}", _number(row.rate_per_s),
+            _number(row.replicas, 0), _number(row.gpus, 0), _number(row.usd_per_hour),
+            _number(row.usd_per_million_tokens, 3), _ms(row.at_load.get("ttft_p99"), 0), _ms(row.at_load.get("tpot_p99"), 1),
             row.why,
         )  # fmt: skip
     return table
@@ -166,8 +166,9 @@ def _left_out(simulated: Sequence[Row], others: Sequence[Row]) -> str:
     reasons = dict.fromkeys(f"{row.label}: {row.why}" for row in others)
     shown = "".join(f"\n  {reason}" for reason in list(reasons)[:6])
     return (
-        f"{more}* on the front of price, TTFT and TPOT at the load (latencies there); {count['pruned']} left out by price "
-        f"bounds, {count['infeasible']} infeasible{shown}{' …' if len(reasons) > 6 else ''}"
+        f"{more}* on the front of price, TTFT and TPOT; latencies are of one replica at its share of the load; "
+        f"{count['pruned']} left out by price bounds, {count['infeasible']} infeasible{shown}"
+        f"{' …' if len(reasons) > 6 else ''}"
     )
 
 

@@ -6,20 +6,30 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.offloading import Offloading
+from ..cluster.slowed import SlowedCost
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
 from ..cost.memory import MemoryLedger, kv_ledger
 from ..cost.plugins import load_cost_model
+from ..cost.roofline import RooflineCostModel
 from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
+from ..cost.speculation import SpeculativeCostModel
+from ..engine.acceptance import AcceptanceTape
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
+from ..engine.seats import Limits
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
+from .fleet_texts import autoscaling_of, disaggregation_of, kinds_of, outages_of, slow_replicas
+from .parallel import Layout
+from .speculation import Speculation, beside, read_speculation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,33 +62,125 @@ def resolve(config: RunConfig, calibration: Calibration | None = None) -> Setup:
         ConfigError: an unknown name (with the nearest), values that do not go together, a model that does not fit.
     """
     engine = _named("engine", lambda: load_engine(config.engine))
-    config = _with_defaults(config, engine)
-    model = _model(config)
-    gpu, notes = _gpu(config)
-    config = replace(config, max_model_len=_max_model_len(config, model))
-    _check_together(config, model)
-    ledger = _ledger(config, model, gpu, engine)
-    # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
-    blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
-    cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
-    replicas = tuple(
-        _replica(config, model, gpu, engine, cost_model, blocks, i) for i in range(config.replicas)
-    )
-    described = _described(config, model, gpu, engine)
-    described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
+    kinds = kinds_of(config)
+    config = replace(config, replicas=sum(kind.count for kind in kinds))
+    if calibration is not None and len(kinds) > 1:
+        raise ConfigError("--fleet: one calibration cannot stand for replicas that differ")
+    made = [_made(kind.config, engine, calibration) for kind in kinds]
+    specs = [m.build() for kind, m in zip(kinds, made, strict=True) for _ in range(kind.count)]
+    described = made[0].described | {
+        name: value for name, value in asdict(config).items() if name in OF_A_FLEET
+    }
+    if len(kinds) > 1:
+        described["kinds"] = [{"count": k.count, **m.described} for k, m in zip(kinds, made, strict=True)]
     cluster = ClusterSpec(
-        replicas=replicas,
-        routing=_routing(config),
+        replicas=_numbered(_slowed(specs, config)),
+        routing=_routing(config, "routing"),
         scrape_interval_s=config.router_scrape_interval,
         replay=config.replay,
         client_timeout_s=config.client_timeout,
         max_concurrency=config.max_concurrency,
         record_steps=config.record_steps,
         record_blocks=config.record_blocks,
+        **_fleet(config),
     )
+    cluster.check()
     return Setup(
-        config, cluster, described, (*_not_modelled(config), *(*notes, *getattr(cost_model, "warnings", ())))
+        replace(made[0].config, replicas=config.replicas),
+        cluster,
+        described,
+        tuple(dict.fromkeys([text for m in made for text in m.warnings])),
     )
+
+
+OF_A_FLEET = ("replicas", "fleet", "disaggregate", "decode_routing", "failures", "autoscale", "stragglers")
+"""Settings of all replicas together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """What a configuration makes: itself as resolved, `build` (a replica with policies of its own), its description,
+    what to tell."""
+
+    config: RunConfig
+    build: Callable[[], ReplicaSpec]
+    described: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def _made(config: RunConfig, engine: EngineProfile, calibration: Calibration | None) -> _Made:
+    """Specs, KV cache and cost model of equal replicas."""
+    config = _with_defaults(config, engine)
+    model = _model(config)
+    gpu, notes = _gpu(config)
+    config = replace(config, max_model_len=_max_model_len(config, model))
+    layout = Layout.of(config, model)
+    _check_together(config)
+    ledger = _ledger(config, model, gpu, engine, layout)
+    # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
+    blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
+    blocks = layout.blocks(blocks)
+    cost_model, constants = cost_model_of(config, model, gpu, engine, calibration)
+    described = _described(config, model, gpu, engine)
+    described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
+    build = partial(_replica, config, model, gpu, engine, cost_model, layout, blocks)
+    warnings = (*_not_modelled(config), *notes, *getattr(cost_model, "warnings", ()))
+    return _Made(config, build, described, warnings)
+
+
+def _slowed(specs: list[ReplicaSpec], config: RunConfig) -> list[ReplicaSpec]:
+    """The replicas, stragglers among them; equal ones share a cost model."""
+    if config.stragglers is None:
+        return specs
+    slow = slow_replicas(config.stragglers, len(specs), config.seed)
+    models: dict[tuple[int, float], SlowedCost] = {}
+    found = list(specs)
+    for number, factor in slow.items():
+        inner = specs[number].cost_model
+        model = models.setdefault((id(inner), factor), SlowedCost(inner, factor))
+        found[number] = replace(specs[number], cost_model=model)
+    return found
+
+
+def _numbered(specs: list[ReplicaSpec]) -> tuple[ReplicaSpec, ...]:
+    return tuple([replace(spec, name=f"replica-{i}") for i, spec in enumerate(specs)])
+
+
+def _fleet(config: RunConfig) -> dict[str, Any]:
+    """What a fleet has beyond replicas and a router."""
+    if config.decode_routing is not None and config.disaggregate is None:
+        raise ConfigError("--decode-routing: got a policy, expected --disaggregate with it")
+    parts: dict[str, Any] = {}
+    if config.disaggregate is not None:
+        parts["disaggregation"] = disaggregation_of(config.disaggregate)
+        parts["decode_routing"] = config.decode_routing and _routing(config, "decode_routing")
+    if config.failures is not None:
+        parts["outages"] = outages_of(config.failures, config.seed)
+    if config.autoscale is not None:
+        parts["autoscaling"] = autoscaling_of(config.autoscale)
+    return parts
+
+
+def check_names(config: RunConfig) -> None:
+    """Look up everything that a setting names, without asking whether it goes together.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest: a mistake of the user, whatever else is compared with it.
+    """
+    _named("engine", lambda: load_engine(config.engine))
+    _named("model", lambda: load_model(config.model))
+    _named("gpu", lambda: load_gpu(config.gpu))
+    for name in ("policy", "preemption", "kv_eviction", "routing"):
+        asked = getattr(config, name)
+        load_plugin_class(_GROUPS[name], parse_plugin(asked, flag(name)).target)
+
+
+_GROUPS = {
+    "policy": "stepline.batch_policies",
+    "preemption": "stepline.preemption_policies",
+    "kv_eviction": "stepline.eviction_policies",
+    "routing": "stepline.routing_policies",
+}
 
 
 def _not_modelled(config: RunConfig) -> tuple[str, ...]:
@@ -117,12 +219,17 @@ def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _routing(config: RunConfig) -> Any:
-    """The routing policy; one that draws at random gets the run's seed, unless its text says another."""
-    group = "stepline.routing_policies"
-    asked = parse_plugin(config.routing, "--routing")
-    takes_seed = "seed" in inspect.signature(load_plugin_class(group, asked.target)).parameters
-    return load_plugin(group, config.routing, **({"seed": config.seed} if takes_seed else {}))
+def _routing(config: RunConfig, name: str) -> Any:
+    """The routing policy of a setting; one that draws at random gets the run's seed, unless its text says another."""
+    group, text = "stepline.routing_policies", getattr(config, name)
+    try:
+        takes_seed = (
+            "seed"
+            in inspect.signature(load_plugin_class(group, parse_plugin(text, flag(name)).target)).parameters
+        )
+        return load_plugin(group, text, **({"seed": config.seed} if takes_seed else {}))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--routing", flag(name), 1)) from None
 
 
 @contextmanager
@@ -162,12 +269,8 @@ def _max_model_len(config: RunConfig, model: ModelSpec) -> int:
     return asked or model.max_model_len
 
 
-def _check_together(config: RunConfig, model: ModelSpec) -> None:
-    tp, budget, block = config.tensor_parallel_size, config.max_num_batched_tokens, config.block_size
-    if model.n_heads % tp:
-        raise ConfigError(
-            f"--tensor-parallel-size: got {tp}, expected a divisor of {model.name}'s {model.n_heads} heads"
-        )
+def _check_together(config: RunConfig) -> None:
+    budget, block = config.max_num_batched_tokens, config.block_size
     if budget is not None and block is not None and budget < block:
         raise ConfigError(
             f"--max-num-batched-tokens: got {budget}, expected at least a block (--block-size {block})"
@@ -180,15 +283,24 @@ def _replica(
     gpu: GpuSpec,
     engine: EngineProfile,
     cost_model: Any,
+    layout: Layout,
     blocks: int,
-    index: int,
 ) -> ReplicaSpec:
     eviction = plugin_factory("stepline.eviction_policies", config.kv_eviction)
+    limits = layout.limits(
+        Limits(
+            _known(config.max_num_seqs),
+            _known(config.max_num_batched_tokens),
+            _known(config.max_model_len),
+            config.long_prefill_token_threshold,
+        )
+    )
     return ReplicaSpec(
-        name=f"replica-{index}",
         model=model,
         gpu=gpu,
-        tp=config.tensor_parallel_size,
+        tp=layout.tp,
+        dp=layout.dp,
+        tape=_tape(config),
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -201,11 +313,29 @@ def _replica(
         block_size=_known(config.block_size),
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         compression=load_plugin(COMPRESSIONS, config.kv_compression) if config.kv_compression else None,
-        max_num_seqs=_known(config.max_num_seqs),
-        max_num_batched_tokens=_known(config.max_num_batched_tokens),
-        max_model_len=_known(config.max_model_len),
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        long_prefill_token_threshold=limits.long_prefill_token_threshold,
+        usd_per_gpu_hour=_price(config, gpu),
+        offloading=Offloading.parse(
+            config.kv_offloading_backend, config.kv_offloading_size, config.kv_offloading_ssd_size
+        ),
     )
+
+
+def _price(config: RunConfig, gpu: GpuSpec) -> float | None:
+    return gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
+
+
+def _speculation(config: RunConfig) -> Speculation | None:
+    return None if config.speculative_config is None else read_speculation(config.speculative_config)
+
+
+def _tape(config: RunConfig) -> AcceptanceTape | None:
+    """Draws of how many drafted tokens are accepted, from the run's seed."""
+    asked = _speculation(config)
+    return None if asked is None else AcceptanceTape(asked.acceptance, config.seed)
 
 
 def _known(value: int | None) -> int:
@@ -214,7 +344,9 @@ def _known(value: int | None) -> int:
     return value
 
 
-def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> MemoryLedger | None:
+def _ledger(
+    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile, layout: Layout
+) -> MemoryLedger | None:
     """The memory ledger; None where the user states the number of blocks.
 
     A `--max-model-len` must fit into the cache, as vLLM demands; the model's own length need not: a request that is
@@ -222,7 +354,7 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
     """
     if config.num_gpu_blocks_override is not None:
         return None
-    return kv_ledger(
+    books = kv_ledger(
         model,
         gpu,
         engine=engine,
@@ -233,10 +365,16 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
         max_model_len=config.max_model_len if config.max_model_len != model.max_model_len else None,
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         block_size=config.block_size,
+        experts=layout.experts,
     )
+    drafts = _speculation(config)
+    if drafts is None:
+        return books
+    kv_dtype, size = DTYPES[config.kv_cache_dtype] or "bf16", _known(config.block_size)
+    return beside(books, drafts.footprint(model, tp=layout.tp, kv_dtype=kv_dtype, block_size=size))
 
 
-def _cost_model(
+def cost_model_of(
     config: RunConfig,
     model: ModelSpec,
     gpu: GpuSpec,
@@ -249,6 +387,9 @@ def _cost_model(
     if asked.is_path:  # makes modules of the current directory, and files, importable by name
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
+    drafts = _speculation(config)
+    wider = {} if drafts is None else {"queries": drafts.n_drafted + 1}
+    demanded = {**wider, **Layout.of(config, model).demanded(config), **_kernels(config)}
     with _calibration_errors(config, model, gpu), _flagged("cost_model"):
         cost_model = load_cost_model(
             name,
@@ -258,10 +399,33 @@ def _cost_model(
             engine=engine,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
-            **asked.parameters,
+            demanded={**demanded, **asked.parameters},
         )
+        cost_model = _speculative(config, cost_model)
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
+
+
+def _speculative(config: RunConfig, target: Any) -> Any:
+    """The target's cost model with a draft behind it, where one is asked for."""
+    asked = _speculation(config)
+    if asked is None:
+        return target
+    if not isinstance(target, RooflineCostModel):
+        raise ConfigError(f"--speculative-config: got cost model {config.cost_model!r}, expected a roofline")
+    options = {"kv_dtype": target.kv_dtype, **_kernels(config)}
+    return SpeculativeCostModel(target, asked.draft(target, **options))
+
+
+def _kernels(config: RunConfig) -> dict[str, Any]:
+    """The kernels' what-ifs that differ from what engines do."""
+    asked = {
+        "attention_backend": config.attention_backend,
+        "fused_elementwise": config.elementwise == "fused",
+        "enforce_eager": config.enforce_eager,
+    }
+    usual = {"attention_backend": "auto", "fused_elementwise": True, "enforce_eager": False}
+    return {name: value for name, value in asked.items() if value != usual[name]}
 
 
 @contextmanager
@@ -276,10 +440,9 @@ def _calibration_errors(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> It
 
 def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> dict[str, Any]:
     """Every setting as it was resolved, and the specs behind the names."""
-    price = gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
     return {
         **asdict(config),
-        "usd_per_gpu_hour": price,
+        "usd_per_gpu_hour": _price(config, gpu),
         "model_spec": asdict(model),
         "gpu_spec": asdict(gpu),
         "engine_profile": asdict(engine),

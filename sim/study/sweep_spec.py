@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from stepline.traces.errors import ConfigError, nearest
 
-from .config import RunConfig, setting_names
+from .config import FLEET_TEXTS, NONE, RunConfig, setting_names
 
 SCHEMA_VERSION = 1
 """Part of every address: raised when the content of a result changes meaning."""
@@ -137,9 +137,14 @@ def _rows(
             raise ConfigError(f"{path}: grid: {name}: got no values, expected at least one")
     if grid or not points:
         for picked in itertools.product(*grid.values()):
-            yield {**base, **dict(zip(grid, picked, strict=True))}
+            yield _plain({**base, **dict(zip(grid, picked, strict=True))})
     for i, extra in enumerate(points, 1):
-        yield {**base, **_known(path, f"point {i}", extra)}
+        yield _plain({**base, **_known(path, f"point {i}", extra)})
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: of a fleet's texts "none" stands for it."""
+    return {k: None if k in FLEET_TEXTS and v == NONE else v for k, v in settings.items()}
 
 
 def _point(path: Path, trace: str, settings: dict[str, Any], reading: dict[str, Any]) -> Point:

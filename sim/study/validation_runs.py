@@ -33,6 +33,13 @@ FAMILIES = {
 }
 """Engine name in a folder: profile that stands for the family where no version of it is known."""
 
+TRANSFER = "prefill={},decode={},link=nvlink,connector=p2p-nccl"
+ASSUMED = (
+    "prefill and decode on different instances: how KV moved is not recorded; NVLink and a connector that works layer by "
+    "layer (vLLM's P2pNccl) are assumed"
+)
+"""A run on two pools: settings, and what a reader must know of them."""
+
 MOE_WARM_UP_REQUESTS = 300
 """Class-A MoE runs are scored from this request on: before, JIT stalls of 0.3-1.4 s hit the first requests."""
 
@@ -131,13 +138,15 @@ def settings_for(experiment: Experiment) -> RunConfig:
     if settings.get("dtype") == "fp8" and FAMILIES.get(experiment.engine.lower()) == "trtllm":
         settings["kv_cache_dtype"] = "fp8"  # TensorRT-LLM's fp8 checkpoints (ModelOpt) carry an fp8 KV cache
     engine = engine_for(experiment)
+    if experiment.pools is not None:
+        settings["disaggregate"] = TRANSFER.format(*experiment.pools)
     if experiment.replay == "closed":
         settings.setdefault("max_num_seqs", _seats(engine, experiment.concurrency))
     return RunConfig(
         model=experiment.model,
         gpu=experiment.gpu,
         tensor_parallel_size=experiment.tp,
-        replicas=experiment.replicas,
+        replicas=sum(experiment.pools or (experiment.replicas,)),
         engine=engine,
         num_gpu_blocks_override=experiment.kv_blocks,
         client_timeout=experiment.timeout_s,
@@ -153,8 +162,6 @@ def _seats(engine: str, concurrency: int | None) -> int:
 def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Setup | None = None) -> Outcome:
     """Replay one experiment; what cannot be simulated comes back as skipped, with the reason."""
     try:
-        if experiment.disaggregated:
-            raise ConfigError("prefill and decode on different instances: not replayed")
         setup = setup or resolve(settings_for(experiment))
         loads = [load_of(experiment, seed) for seed in range(seeds if experiment.replay == "law" else 1)]
     except (ConfigError, CalibrationError, InputError) as error:
@@ -176,7 +183,7 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
         stages,
         engine=setup.config.engine,
         samples=_samples(experiment, loads[0], runs[0]),
-        warnings=setup.warnings,
+        warnings=(*setup.warnings, *([ASSUMED] if experiment.pools else [])),
     )
 
 

@@ -77,6 +77,8 @@ def spec(cost=None, policy=None, *, depth=0, caching=False, n_replicas=1, replay
             "scrape_interval_s",
             "disaggregation",
             "decode_routing",
+            "outages",
+            "autoscaling",
         )
         if k in kw
     }

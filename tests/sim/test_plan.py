@@ -334,6 +334,8 @@ def test_the_command_writes_a_plan(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == found
     assert main([*command, "--replicas", "3"]) == 2
     assert "a plan finds them" in capsys.readouterr().err
+    assert main([*command, "--gpu", "h100-sxm,h20o"]) == 2
+    assert "did you mean 'h200'?" in capsys.readouterr().err
 
 
 def test_the_default_prices_can_be_printed(capsys):

@@ -9,7 +9,7 @@ import pytest
 from stepline.sim.cli.main import main
 from stepline.sim.report.charts_plan import charts, tables
 
-from .browser import needs_browser, probe
+from .browser import browser, needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_plan_that_nobody_carries_has_a_page():
         "looks": [],
     }
     plan = {
-        "load": {"requests_per_s": 1.0, "tokens_per_request": 10.0}, "slo": None, "winner": None, "fleets": [],
+        "load": {"requests_per_s": 1.0, "tokens_per_request": 10.0}, "slo": None, "winner": None, "fleets": [], "details": "",
         "candidates": [row], "load_sensitivity": [],
     }  # fmt: skip
     text = plan_page(plan, "No candidate carries it.", "simulate plan")
@@ -101,7 +101,7 @@ def test_a_plan_that_nobody_carries_has_a_page():
 def test_a_browser_draws_every_chart_and_its_controls_work(made):
     script = """
     const drawn = [...document.querySelectorAll(".chart canvas")].map((canvas) => {
-      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      const pixels = copied(canvas).data;
       const colors = new Set();
       for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3] > 128) colors.add(pixels[i] << 8 | pixels[i + 2]);
       return colors.size;
@@ -114,9 +114,12 @@ def test_a_browser_draws_every_chart_and_its_controls_work(made):
     box.click(); await frames();
     return { drawn, moved: before !== front(), shown: stepline.state.shown, unchecked: box.value };
     """
-    found, console = probe(made / "plan.html", script)
-    assert console == []
-    assert "error" not in found, found
+    with browser() as page:
+        page.open(made / "plan.html")
+        found = page.script(script)
+        assert page.console == []
+        page.open(made / "plan.html", width=390)
+        assert not page.script("return document.documentElement.scrollWidth > 390"), "wider than a phone"
     assert len(found["drawn"]) == 6
     assert min(found["drawn"]) >= 4
     assert found["moved"]

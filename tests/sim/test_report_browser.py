@@ -8,15 +8,15 @@ import re
 import pytest
 from stepline.sim.cli.main import main
 
-from .browser import needs_browser, probe
+from .browser import browser, needs_browser
 
 pytestmark = needs_browser
 
-DRAWN = """
+LOOK = """
 const drawn = () => {
   const blank = [];
   for (const canvas of document.querySelectorAll(".chart canvas")) {
-    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    const pixels = copied(canvas).data;
     const colors = new Set();
     for (let i = 0; i < pixels.length; i += 4) {
       if (pixels[i + 3] > 128) colors.add(pixels[i] << 16 | pixels[i + 1] << 8 | pixels[i + 2]);
@@ -36,32 +36,35 @@ const look = () => ({
 });
 """
 
-RUN = f"""
-{DRAWN}
-const whole = drawn(), before = look();
-await stepline.select(2, 5); await frames();
-const during = look();
+SEEN = "return { ...drawn(), ...look() };"
+
+PANELS = """
 const views = [...stepline.views].filter(([name]) => name !== "overview");
-const signals = views.map(([name, view]) => [name, view.signal("t0"), view.signal("t1")]);
-document.getElementById("theme").click();
-await new Promise((r) => setTimeout(r, 2000));
-const dark = {{ ...drawn(), ...look() }};
-document.getElementById("reset").click(); await frames();
-return {{ whole, before, during, dark, after: look(), signals }};
+return Object.fromEntries(views.map(([name, view]) => [name, view.scenegraph().toJSON()]));
 """
 
-BOTH = f"""
-{DRAWN}
+DARK = """
+document.getElementById("theme").click();
+await new Promise((r) => setTimeout(r, 2000));
+return { ...drawn(), ...look() };
+"""
+
+RESET = """
+document.getElementById("reset").click(); await frames();
+return look();
+"""
+
+BOTH = """
 const whole = drawn(), before = look();
 const scene = (name) => stepline.views.get(name).scenegraph().toJSON();
-const lines = (name) => new Set(scene(name).match(/"stroke":"#[0-9a-f]{{6}}"/g)).size;
+const lines = (name) => new Set(scene(name).match(/"stroke":"#[0-9a-f]{6}"/g)).size;
 const all = lines("ttft_ecdf");
 document.querySelector("#runs input").click(); await frames();
 const one = lines("ttft_ecdf");
 const focus = document.getElementById("focus");
 focus.value = [...focus.options].map((o) => o.value).find((v) => v !== stepline.state.focus);
 focus.dispatchEvent(new Event("change")); await frames();
-return {{ whole, before, all, one, shown: stepline.state.shown, after: look() }};
+return { whole, before, all, one, shown: stepline.state.shown, after: look() };
 """
 
 
@@ -75,58 +78,72 @@ def looks(tmp_path_factory):
         for i in range(250)
     ]  # fmt: skip
     (here / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trace = ["--trace", str(here / "t.jsonl"), "--num-gpu-blocks-override", "300", "--quiet"]
+    trace = [
+        "--trace",
+        str(here / "t.jsonl"),
+        "--num-gpu-blocks-override",
+        "300",
+        "--quiet",
+        "--slo",
+        "ttft_p99<2",
+    ]
     assert main([*trace, "--report", "--record-steps", "--out", str(here / "run")]) == 0
     assert main([*trace, "--policy", "continuous,chunked", "--out", str(here / "both")]) == 0
-    return {
-        "run": probe(here / "run" / "report.html", RUN),
-        "both": probe(here / "both" / "comparison.html", BOTH, width=500),
-    }
+    with browser() as page:
+        page.open(here / "run" / "report.html")
+        run = {"whole": page.script(LOOK + SEEN), "panels": page.script(PANELS)}
+        page.drag("#chart-overview canvas", 0.1, 0.25)
+        run |= {"brushed": page.script(LOOK + SEEN), "brushed_panels": page.script(PANELS)}
+        run |= {"dark": page.script(LOOK + DARK), "after": page.script(LOOK + RESET)}
+        page.open(here / "both" / "comparison.html", width=390)
+        both = page.script(LOOK + BOTH)
+        return {"run": run, "both": both, "console": page.console}
 
 
 @pytest.mark.parametrize("name", ["run", "both"])
 def test_every_chart_is_drawn_and_the_console_is_silent(looks, name):
-    found, console = looks[name]
-    assert console == []
-    assert "error" not in found, found
-    whole = found["whole"]
+    assert looks["console"] == []
+    whole = looks[name]["whole"]
     assert whole["blank"] == []
     assert not whole["wide"], "the page is wider than the window"
     assert whole["canvases"] == len(whole["charts"]) >= 18
     names = set(whole["charts"])
     assert {"ttft_ecdf", "itl_tail", "running", "kernels", "batch", "roofline", "slowest"} <= names
-    assert {"hits", "preemptions"} <= names
+    assert {"hits", "preemptions", "attainment"} <= names
+    assert ("ttft_tpot" in names) == (name == "both")
 
 
-def test_the_brush_moves_every_panel_and_the_numbers(looks):
-    found, _ = looks["run"]
-    before, during, after = (found[key] for key in ("before", "during", "after"))
-    assert before["t"][0] <= 0 < 10 < before["t"][1]
-    assert during["t"] == pytest.approx([2, 5], abs=0.2)
-    assert {(t0, t1) for _, t0, t1 in found["signals"]} == {tuple(during["t"])}
-    assert during["tiles"] != before["tiles"] == after["tiles"]
-    assert after["t"] == before["t"]
-    assert re.search(r"2(\.\d+)?–[45](\.\d+)? s", during["text"])
+def test_dragging_in_the_overview_redraws_every_panel_and_the_numbers(looks):
+    run = looks["run"]
+    whole, brushed, after = (run[key] for key in ("whole", "brushed", "after"))
+    t0, t1 = brushed["t"]
+    assert whole["t"][0] < t0 < t1 < whole["t"][1]
+    assert set(run["panels"]) == set(whole["charts"]) - {"overview"}
+    same = [name for name, scene in run["panels"].items() if run["brushed_panels"][name] == scene]
+    assert same == []
+    assert brushed["tiles"] != whole["tiles"] == after["tiles"]
+    assert after["t"] == whole["t"]
+    assert re.fullmatch(r"[\d.]+–[\d.]+ s", brushed["text"])
 
 
 def test_the_window_counts_what_arrived_in_it(looks):
-    during = looks["run"][0]["during"]
-    shown = int(re.search(r"requests finished\s+(\d+)", during["tiles"])[1])
-    t0, t1 = during["t"]
+    brushed = looks["run"]["brushed"]
+    shown = int(re.search(r"finished\s+(\d+)", brushed["tiles"])[1])
+    t0, t1 = brushed["t"]
     assert shown == sum(t0 - 1e-9 <= i * 0.04 < t1 - 1e-9 for i in range(250))
 
 
 def test_dark_is_dark_and_keeps_the_window(looks):
-    found, _ = looks["run"]
-    assert found["dark"]["ground"] != found["whole"]["ground"]
-    assert found["dark"]["t"] == found["during"]["t"]
-    assert found["dark"]["tiles"] == found["during"]["tiles"]
-    assert found["dark"]["blank"] == []
-    assert found["dark"]["canvases"] == found["whole"]["canvases"]
+    whole, brushed, dark = (looks["run"][key] for key in ("whole", "brushed", "dark"))
+    assert dark["ground"] != whole["ground"]
+    assert dark["t"] == brushed["t"]
+    assert dark["tiles"] == brushed["tiles"]
+    assert dark["blank"] == []
+    assert dark["canvases"] == whole["canvases"]
 
 
 def test_runs_are_switched_off_and_focused(looks):
-    found, _ = looks["both"]
+    found = looks["both"]
     assert found["shown"] == ["chunked"]
     assert found["one"] < found["all"]
     assert found["after"]["tiles"] != found["before"]["tiles"]

@@ -222,7 +222,7 @@ def test_flags_of_a_server_reach_the_run_and_ours_win(trace, tmp_path, capsys):
             "--tensor-paralel-size 2",
             "unknown flag --tensor-paralel-size; did you mean 'tensor-parallel-size'?",
         ),
-        ("--enforce-eager", "eager mode is not simulated"),
+        ("--cpu-offload-gb 4", "weights in host memory are not simulated"),
         ("--pipeline-parallel-size 2", "pipeline parallelism is not simulated"),
         ("--max-num-seqs", "--max-num-seqs: expected a value"),
         ("--quantization fp9", "did you mean 'fp8'"),

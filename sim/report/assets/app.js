@@ -130,7 +130,7 @@ function windowHeadline(run) {
   const arrived = cells.filter((c) => c.metric === "E2E").reduce((sum, c) => sum + c.n, 0);
   const note = "in the window";
   return [
-    ["requests finished", number(arrived), "arrived in the window"],
+    ["finished", number(arrived), "arrived in here"],
     ["output tokens/s", number(mean((r) => r.emitted_tokens)), note],
     ["TTFT p50", `≈ ${duration(quantile(cells, "TTFT", 0.5))}`, note],
     ["TTFT p99", `≈ ${duration(quantile(cells, "TTFT", 0.99))}`, note],
@@ -138,7 +138,7 @@ function windowHeadline(run) {
     ["ITL p99", `≈ ${duration(quantile(cells, "ITL", 0.99))}`, note],
     ["E2E p99", `≈ ${duration(quantile(cells, "E2E", 0.99))}`, note],
     ["running / waiting", `${number(mean((r) => r.running))} / ${number(mean((r) => r.waiting))}`, "mean"],
-    ["KV blocks in use", `${number(100 * mean((r) => r.kv_used_frac))} %`, "mean"],
+    ["KV in use", `${number(100 * mean((r) => r.kv_used_frac))} %`, "mean"],
     ["GPU busy", `${number(100 * Math.min(1, mean((r) => r.busy_frac) / page.replicas[run]))} %`, "mean"],
   ];
 }

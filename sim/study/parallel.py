@@ -1,0 +1,96 @@
+"""How one replica spreads over GPUs, and what its server's flags become then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepline.traces.errors import ConfigError
+
+from ..cost.weight_tensors import ExpertSplit
+from ..engine.seats import Limits
+
+if TYPE_CHECKING:
+    from ..cost.specs import ModelSpec
+    from .config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A replica's GPUs: `dp` ranks of `tp` GPUs; `ep`: GPUs that hold whole experts (1: experts are cut)."""
+
+    tp: int
+    dp: int
+    ep: int
+
+    @staticmethod
+    def of(config: RunConfig, model: ModelSpec) -> Layout:
+        """The layout that a configuration asks for.
+
+        Raises:
+            ConfigError: it does not go with the model.
+        """
+        tp, dp = config.tensor_parallel_size, config.data_parallel_size
+        if model.n_heads % tp:
+            raise ConfigError(
+                f"--tensor-parallel-size: got {tp}, expected a divisor of {model.name}'s {model.n_heads} heads"
+            )
+        if dp > 1 and model.moe is None:
+            raise ConfigError(
+                f"--data-parallel-size: got {dp}: {model.name} has no experts for its ranks to share, so that they are "
+                f"replicas: give --replicas {dp}"
+            )
+        return Layout(tp, dp, _expert_gpus(config, model, tp * dp))
+
+    @property
+    def experts(self) -> ExpertSplit | None:
+        """How the memory ledger spreads the experts (None: over the TP group, as all else)."""
+        if self.ep > 1:
+            return ExpertSplit(dealt=self.ep, cut=1)
+        return ExpertSplit(dealt=1, cut=self.tp * self.dp) if self.dp > 1 else None
+
+    def demanded(self, config: RunConfig) -> dict[str, Any]:
+        """What the cost model must take, beyond TP."""
+        found: dict[str, Any] = {}
+        if self.dp > 1:
+            found["dp"] = self.dp
+        if self.ep > 1:
+            found["ep"] = self.ep
+        if config.expert_skew is not None:
+            found["moe_skew"] = config.expert_skew
+        return found
+
+    def blocks(self, of_a_rank: int) -> int:
+        """KV blocks of all ranks, one null block among them."""
+        return self.dp * (of_a_rank - 1) + 1
+
+    def limits(self, one: Limits) -> Limits:
+        """Limits of all ranks taken together; a prompt is computed by one rank, within that rank's budget."""
+        if self.dp == 1:
+            return one
+        tokens = one.max_num_batched_tokens
+        return Limits(
+            self.dp * one.max_num_seqs,
+            self.dp * tokens,
+            one.max_model_len,
+            min(one.long_prefill_token_threshold or tokens, tokens),
+        )
+
+
+def _expert_gpus(config: RunConfig, model: ModelSpec, world: int) -> int:
+    if config.expert_skew is not None and model.moe is None:
+        raise ConfigError(f"--expert-skew: {model.name} has no experts")
+    if not config.enable_expert_parallel:
+        return 1
+    if model.moe is None:
+        raise ConfigError(f"--enable-expert-parallel: {model.name} has no experts")
+    if world == 1:
+        raise ConfigError(
+            "--enable-expert-parallel: got one GPU, expected --tp or --data-parallel-size above 1"
+        )
+    if model.moe.n_experts % world:
+        raise ConfigError(
+            f"--enable-expert-parallel: got {world} GPUs, expected a divisor of {model.name}'s "
+            f"{model.moe.n_experts} experts"
+        )
+    return world
