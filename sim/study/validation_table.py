@@ -36,7 +36,7 @@ def accuracy_page(result: Validation, command: str) -> str:
     ]
     peers = result.against_peers()
     for group, row in means.iterrows():
-        lines.append(_row(str(group), int(row["n"]), [_both(row, medians.loc[group], c) for c in shown]))
+        lines.append(_row(str(group), int(row["n"]), [_both(row, medians.loc[str(group)], c) for c in shown]))
         best = _best(peers, str(group), row["n"])
         if best:
             lines.append(_row("best peer", None, [_percent(best.get(c)) for c in shown]))
