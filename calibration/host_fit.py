@@ -38,8 +38,8 @@ Array = NDArray[np.float64]
 Mapper = Callable[..., Iterable[Any]]
 """`map`, or the like of a process pool."""
 
-NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02}
-"""Relative noise of a stage's mean (repeated runs of one setting): the weight of a residual."""
+NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02, "throughput_output_tokens": 0.01}
+"""Relative noise of a stage's value (repeated runs of one setting): the weight of a residual."""
 
 STEPS: dict[str, float] = {
     "step_gpu_s": 1e-4,
@@ -133,23 +133,28 @@ def usable(experiments: Iterable[Experiment], engine: str) -> list[Experiment]:
 
 
 def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, float]]:
-    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed.
-
-    Of a closed loop only TPOT: its TTFT hangs on how far the clients were in step, which nobody recorded.
-    """
+    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed."""
     setup = with_engine(resolve(settings_for(experiment)), engine)
     outcome = run_experiment(experiment, seeds=1, setup=setup)
     found = []
     for stage in outcome.stages:
         for metric, measured in stage.measured.items():
             name = UNSTATED.get(metric, metric)
-            if (
-                name in NOISE
-                and name in stage.predicted
-                and (name == "tpot_mean" or experiment.replay != "closed")
-            ):
+            if name in NOISE and name in stage.predicted and _teaches(name, experiment):
                 found.append((name, float(np.log(stage.predicted[name] / measured))))
     return found
+
+
+def _teaches(metric: str, experiment: Experiment) -> bool:
+    """Whether a metric of a run says something of the host.
+
+    Of a closed loop not TTFT: it hangs on how far the clients were in step, which nobody recorded. Throughput only of a
+    whole published run: it ends with the last requests, nearly alone, whose steps tell host time a step from host time a
+    sequence; elsewhere it is that of the arrivals.
+    """
+    if metric == "throughput_output_tokens":
+        return experiment.replay == "trace"
+    return metric == "tpot_mean" or experiment.replay != "closed"
 
 
 def points_of(experiments: Sequence[Experiment], engine: EngineProfile, mapper: Mapper = map) -> Points:
