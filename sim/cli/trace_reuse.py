@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from .parser import Parser, integer, listing, number
+from .progress import working
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +29,9 @@ def main(argv: Sequence[str]) -> int:
     sizes = _capacities(args.capacity_blocks)
     if args.csv is not None and not args.csv.parent.is_dir():
         raise ConfigError(f"--csv: no directory {str(args.csv.parent)!r}")
-    trace = read_trace(args.trace, trace_format=args.trace_format, hash_block_size=args.hash_block_size)
-    points = frame(reuse(trace, policies, sizes or default_capacities(trace), args.warmup_frac))
+    with working(f"caches over {args.trace}", shown=not args.quiet):
+        trace = read_trace(args.trace, trace_format=args.trace_format, hash_block_size=args.hash_block_size)
+        points = frame(reuse(trace, policies, sizes or default_capacities(trace), args.warmup_frac))
     if args.csv is not None:
         points.to_csv(args.csv, index=False)
     if args.json:
