@@ -86,7 +86,11 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ),
 )
 
-_ALSO = {"tensor-parallel-size": ("--tp",), "pipeline-parallel-size": ("--pp",), "data-parallel-size": ("--dp",)}
+_ALSO = {
+    "tensor-parallel-size": ("--tp",),
+    "pipeline-parallel-size": ("--pp",),
+    "data-parallel-size": ("--dp",),
+}
 """Short names of flags."""
 
 _PLUGINS = (

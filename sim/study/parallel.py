@@ -56,7 +56,9 @@ class Layout:
         gpus = self.tp * self.pp * self.dp
         if gpus <= NODE_GPUS:
             return ()
-        return (f"{gpus} GPUs of a replica exchange as if all were on one NVLink; links between nodes are not modelled",)
+        return (
+            f"{gpus} GPUs of a replica exchange as if all were on one NVLink; links between nodes are not modelled",
+        )
 
     @property
     def experts(self) -> ExpertSplit | None:
