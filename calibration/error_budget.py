@@ -51,16 +51,22 @@ class Row:
     moved: dict[str, float]
 
 
+def _zeroed(engine: EngineProfile, names: Iterable[str]) -> EngineProfile:
+    """The profile without these seconds."""
+    zeros: dict[str, Any] = dict.fromkeys(names, 0.0)
+    return replace(engine, **zeros)
+
+
 def variants(engine: EngineProfile) -> tuple[Variant, ...]:
     """The changes that are tried, the unchanged profile first."""
-    none = replace(engine, **dict.fromkeys(STEPS, 0.0), output_delay_s=0.0)
+    none = _zeroed(engine, (*STEPS, "output_delay_s"))
     parts = {
         "no cost a generated token": ("generated_token_s",),
         "no cost of truncated sampling": ("truncation_per_vocab_s", "truncation_per_logit_s"),
         "no seconds of a step outside kernels": ("step_gpu_s", "tp_step_gpu_s"),
         "no way in and out": tuple(n for n in DEFAULT_NAMES if "output" in n or "ingest" in n),
     }
-    without = [Variant(name, replace(engine, **dict.fromkeys(some, 0.0))) for name, some in parts.items()]
+    without = [Variant(name, _zeroed(engine, some)) for name, some in parts.items()]
     return (
         Variant("as it is"),
         Variant("no host model at all", none),
