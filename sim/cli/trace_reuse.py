@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Replay, write, print; returns the exit code. Raises: InputError for wrong input."""
     args = _parser().parse_args(list(argv))
-    if args.trace is None:
-        raise ConfigError("--trace: expected a file of requests with block ids")
+    if (args.file is None) == (args.trace is None):
+        raise ConfigError(
+            "FILE: expected one file of requests with block ids, e.g. traces/samples/agent.jsonl"
+        )
+    args.trace = args.trace or args.file
     from stepline.sim.engine.plugins import split_plugins
     from stepline.sim.study.reuse import ceiling, default_capacities, frame, reuse
     from stepline.traces.reading import read_trace
@@ -47,7 +50,8 @@ def _parser() -> Parser:
         description="Hit rate of a trace's prompt tokens by cache size and eviction policy: whole trace blocks, "
         "nothing pinned, requests in order, no timing.",
     )
-    parser.add_argument("--trace", metavar="FILE", help="the trace; its requests need hash_ids")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the trace, as for the other trace verbs")
+    parser.add_argument("--trace", metavar="FILE", help="the same; its requests need hash_ids")
     parser.add_argument(
         "--kv-eviction", action="append", metavar="NAME|module:Class",
         help="eviction policies, repeated or with commas (lru,fifo,oracle-optimal)",
