@@ -34,9 +34,9 @@ def accuracy_page(result: Validation, command: str) -> str:
         "| runs | n | " + " | ".join(COLUMNS[c] for c in shown) + " |",
         "|--|--:|" + "--:|" * len(shown),
     ]
-    peers = result.against_peers()
+    peers, by_group = result.against_peers(), medians.T
     for group, row in means.iterrows():
-        lines.append(_row(str(group), int(row["n"]), [_both(row, medians.loc[str(group)], c) for c in shown]))
+        lines.append(_row(str(group), int(row["n"]), [_both(row, by_group[str(group)], c) for c in shown]))
         best = _best(peers, str(group), row["n"])
         if best:
             lines.append(_row("best peer", None, [_percent(best.get(c)) for c in shown]))
