@@ -181,6 +181,9 @@ def test_adapters_slow_a_run_and_without_the_flag_it_says_so(tmp_path):
     assert not any("--enable-lora" in text for text in lora.warnings)
     assert summary(lora)["tpot_s"]["mean"] > 1.02 * summary(plain)["tpot_s"]["mean"]
     assert lora.config["max_loras"] == 3
+    assert summary(lora)["lora"]["loads"] == 3
+    assert lora.totals.seconds["comm"]["comm"] == pytest.approx(summary(lora)["lora"]["load_s"])
+    assert "lora" not in summary(plain)
 
 
 def test_slots_take_their_room_from_the_kv_cache():

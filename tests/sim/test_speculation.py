@@ -236,6 +236,7 @@ def test_every_token_is_emitted_and_every_block_comes_back_under_preemption():
     result = speculating(rows, kv_blocks=60, max_num_seqs=8)
     assert result.requests["preemptions"].sum() > 0
     assert by_index(result)["output_tokens"].tolist() == [o for _, _, o in rows]
+    assert result.mechanisms["speculation"]["tokens_per_verification"] == pytest.approx(2.533, rel=0.05)
     emitted = float(result.totals.series["emitted_tokens"].sum())
     assert emitted == pytest.approx(sum(o for _, _, o in rows), rel=0.02)  # preempted ones end off their mean
 
