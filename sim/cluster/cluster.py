@@ -84,7 +84,10 @@ class _Run:
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
-        self.factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
+        lora = any(r.max_loras is not None for r in spec.replicas)
+        self.factory = SequenceFactory(
+            trace, first.max_model_len, first.block_size, caching=caching, adapters=lora
+        )
         self.fleet = self._fleet()
         door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(

@@ -117,6 +117,16 @@ def test_every_request_is_served_once_whatever_the_order(policy, tmp_path):
     )
 
 
+def test_a_prefix_is_not_shared_between_adapters():
+    rows = [(100.0 * i, 64, 2) for i in range(4)]
+    shared = trace(rows, hash_ids=[[1, 2, 3, 4]] * 4, block_size=16, adapter=["a", "b", "a", None])
+    cached = [
+        by_index(run(shared, Affine(), caching=True, **kw))["cached_tokens"].tolist()
+        for kw in ({}, {"max_loras": 2})
+    ]
+    assert cached == [[0, 48, 48, 48], [0, 0, 48, 0]]
+
+
 # --- cost
 
 
