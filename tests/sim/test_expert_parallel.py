@@ -131,7 +131,7 @@ def test_a_hot_gpu_sets_the_pace_of_experts_and_exchange():
     assert hot > 1.2
     (exchange,), (balanced,) = parts(skewed, CollectivePart), parts(even, CollectivePart)
     assert exchange.bytes_per_token == pytest.approx(hot * balanced.bytes_per_token)
-    work = StepWork(65_536, 8, 8 * (8192 * 8193 // 2), 65_536, 0, (0,), 8)
+    work = StepWork(16_384, 8, 8 * (2048 * 2049 // 2), 16_384, 0, (0,), 8)
     slower = [sum(m.explain(work).seconds["moe"].values()) for m in (even, skewed)]
     assert slower[1] / slower[0] == pytest.approx(hot, rel=0.1)
 
