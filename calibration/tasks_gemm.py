@@ -72,5 +72,5 @@ GEMM = Task(
     regime=("m", M_REGIMES),
     scope="all m, n, k of the dtype, L2-warm rows included",
     features=lambda x: gemm_features(x["m"], x["n"], x["k"]),
-    residual=plan({"m": _GEMM_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS}, 0.02),
+    residual=plan({"m": _GEMM_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS}, 0.02, scales=(1.0,)),
 )

@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bf16", help="weight dtype (default: %(default)s)")
     parser.add_argument("--tables", help="folder of the tables instead of the installed package")
     parser.add_argument("--seeds", type=int, default=5, help="splits of each kind (default: %(default)s)")
-    parser.add_argument("--split", help="comma list of random, unseen, largest, large-nk (default: all)")
+    parser.add_argument(
+        "--split", help="comma list of random, unseen, largest, large-nk, wider (default: all)"
+    )
     parser.add_argument("--kernel", help="comma list of kernels (default: all)")
     parser.add_argument("--no-steps", action="store_true", help="leave the whole-step comparison out")
     parser.add_argument("--out", help="write the table as CSV")

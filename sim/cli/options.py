@@ -24,6 +24,7 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("model", str, "NAME|config.json", "model: built-in name or a Hugging Face config.json (llama-3.1-8b)"),
     ("gpu", str, "NAME|FILE", "GPU: built-in name or a TOML/JSON spec (h100-sxm)"),
     ("tensor-parallel-size", integer, "N", "GPUs that share one replica, also --tp (1)"),
+    ("pipeline-parallel-size", integer, "N", "stages that hold the layers of one replica, also --pp (1)"),
     ("data-parallel-size", integer, "N", "ranks of an MoE model that share its experts, also --dp (1)"),
     ("enable-expert-parallel", switch, "BOOL", "whole experts on each GPU, in place of slices of all (off)"),
     ("expert-skew", number, "A", "popularity of experts falls as rank^-A, 0: uniform (engine's)"),
@@ -85,7 +86,11 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ),
 )
 
-_ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
+_ALSO = {
+    "tensor-parallel-size": ("--tp",),
+    "pipeline-parallel-size": ("--pp",),
+    "data-parallel-size": ("--dp",),
+}
 """Short names of flags."""
 
 _PLUGINS = (
@@ -254,7 +259,7 @@ _SINGLE = (
 )  # fmt: skip
 """Flags with one value for all runs of a call."""
 
-_SHORT = {"tensor_parallel_size": "tp", "data_parallel_size": "dp"}
+_SHORT = {"tensor_parallel_size": "tp", "pipeline_parallel_size": "pp", "data_parallel_size": "dp"}
 
 
 def label_of(differing: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplicaSpec:
-    """One replica: a model on `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
+    """One replica: a model on `pp` stages or `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
 
     `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify. `max_loras`:
     slots of LoRA adapters (None: it serves none).
@@ -51,6 +51,7 @@ class ReplicaSpec:
     kv_blocks: int
     admission: Callable[[], AdmissionPolicy] | None = None
     tp: int = 1
+    pp: int = 1
     dp: int = 1
     tape: AcceptanceTape | None = None
     max_loras: int | None = None
@@ -134,7 +135,7 @@ class ReplicaSpec:
     @property
     def gpus(self) -> int:
         """GPUs that it runs on."""
-        return self.tp * self.dp
+        return self.tp * self.pp * self.dp
 
     def _check_offloading(self) -> None:
         if self.eviction is None:
@@ -210,7 +211,9 @@ class ClusterSpec:
         if self.disaggregation is not None:
             self.disaggregation.check(self.replicas)
             if any(r.gpus != r.tp for r in self.replicas):
-                raise ConfigError("--disaggregate: cannot be combined with --data-parallel-size")
+                raise ConfigError(
+                    "--disaggregate: cannot be combined with --pipeline-parallel-size or --data-parallel-size"
+                )
             if any(r.tape is not None for r in self.replicas):
                 raise ConfigError("--disaggregate: cannot be combined with --speculative-config")
             if any(r.offloading is not None and r.offloading.stall for r in self.replicas):

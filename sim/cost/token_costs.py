@@ -180,7 +180,8 @@ class MoePart:
         shape = self._shape()
         flops, weights, activations = operators.moe_work(tokens, shape, self.model.weight_dtype)
         slots = activations * operators.spread_overhead(self.ep)
-        split = forms.fused_moe(flops, weights, slots, self.fit.constants, self.gpu, self.peak)
+        length = shape.hidden + shape.expert
+        split = forms.fused_moe(flops, weights, slots, length, self.fit.constants, self.gpu, self.peak)
         if self.fit.residual is not None:
             features = moe_features(tokens, shape.expert, shape.n_experts, shape.top_k)
             floor_s = np.maximum(flops / self.peak, (weights + activations) / self.gpu.hbm_bytes_per_s)

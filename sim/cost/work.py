@@ -10,7 +10,8 @@ KERNELS = ("gemm", "attention_prefill", "attention_decode", "moe", "elementwise"
 """Kernel classes of a breakdown, in the order of the columns of `StepCost`."""
 
 BOUNDS = ("compute", "weight_bandwidth", "kv_bandwidth", "comm", "latency", "host")
-"""What can make a kernel's time: the terms of the roofline, serial chains and launches (`latency`), the host."""
+"""What can make a kernel's time: the terms of the roofline, serial chains and launches (`latency`), the host. A pipeline
+adds `bubble`, what a stage waits for the others."""
 
 
 class StepWork(NamedTuple):

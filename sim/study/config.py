@@ -77,6 +77,7 @@ class RunConfig:
     model: str = "llama-3.1-8b"
     gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     expert_skew: float | None = None
@@ -132,8 +133,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tensor_parallel_size", "data_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
-            "block_size", "num_gpu_blocks_override", "max_concurrency", "max_loras", "max_lora_rank",
+            "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "replicas",
+            "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "num_gpu_blocks_override",
+            "max_concurrency", "max_loras", "max_lora_rank",
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low=1)
         for name in ("long_prefill_token_threshold", "seed"):
@@ -166,7 +168,7 @@ class RunConfig:
     @property
     def gpus_per_replica(self) -> int:
         """GPUs of one replica."""
-        return self.tensor_parallel_size * self.data_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
 
 def flag(name: str) -> str:

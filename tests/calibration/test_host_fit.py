@@ -107,5 +107,5 @@ def test_cold_rows_are_those_that_are_cold_or_do_not_say():
     rows = pd.DataFrame({"cold": [True, False, None], "m": [1, 2, 3]})
     assert cold_rows(rows)["m"].tolist() == [1, 3]
     assert {task.name for task in SERVING} == {
-        "gemm_serving", "moe_serving", "attention_decode_serving", "attention_decode_mha_serving",
+        "gemm_serving", "moe_serving", "attention_decode_serving",
     }  # fmt: skip

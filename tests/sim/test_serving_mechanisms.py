@@ -107,8 +107,13 @@ def test_serving_kernels_are_priced_where_the_profile_says_so():
 def test_many_heads_read_the_residual_of_as_many_tasks():
     """A decode kernel is one task a sequence and KV head: 4 sequences of 32 heads cost what 16 of 8 do."""
     many = priced(EngineProfile("s", serving_kernels=True), "llama-2-7b")._decode[0]
-    assert many.batch_scale == pytest.approx(4.0)
-    assert priced(EngineProfile("s", serving_kernels=True))._decode[0].batch_scale == 1.0
+    few = priced(EngineProfile("s", serving_kernels=True))._decode[0]
+
+    def ratio(attention, rows, context):
+        formula = attention._fixed_s(float(rows)) + attention.slope * rows * context
+        return attention.seconds(rows, rows * context) / (attention.layers * float(formula))
+
+    assert ratio(many, 4, 2048) == pytest.approx(ratio(few, 16, 2048), rel=1e-3)
 
 
 @pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b"])
