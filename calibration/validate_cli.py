@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from stepline.traces.errors import CalibrationError, nearest
 
+from .threads import one_thread
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Run `calibrate validate`; returns the exit status."""
     args = _parser().parse_args(argv)
+    one_thread()
     from .sources import read_source
     from .splits import SPLITS
     from .tasks import TASKS
