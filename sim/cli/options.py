@@ -24,6 +24,7 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("model", str, "NAME|config.json", "model: built-in name or a Hugging Face config.json (llama-3.1-8b)"),
     ("gpu", str, "NAME|FILE", "GPU: built-in name or a TOML/JSON spec (h100-sxm)"),
     ("tensor-parallel-size", integer, "N", "GPUs that share one replica, also --tp (1)"),
+    ("pipeline-parallel-size", integer, "N", "stages that hold the layers of one replica, also --pp (1)"),
     ("data-parallel-size", integer, "N", "ranks of an MoE model that share its experts, also --dp (1)"),
     ("enable-expert-parallel", switch, "BOOL", "whole experts on each GPU, in place of slices of all (off)"),
     ("expert-skew", number, "A", "popularity of experts falls as rank^-A, 0: uniform (engine's)"),
@@ -36,6 +37,9 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
         "JSON",
         'drafted tokens, e.g. {"method": "eagle", "num_speculative_tokens": 3, "acceptance": 0.7}',
     ),
+    ("enable-lora", switch, "BOOL", "the trace's adapters are loaded and run (off)"),
+    ("max-loras", integer, "N", "LoRA adapters on the GPU at a time (1)"),
+    ("max-lora-rank", integer, "N", "rank of the adapters (16)"),
     ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
     ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
     ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
@@ -82,7 +86,11 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ),
 )
 
-_ALSO = {"tensor-parallel-size": ("--tp",), "data-parallel-size": ("--dp",)}
+_ALSO = {
+    "tensor-parallel-size": ("--tp",),
+    "pipeline-parallel-size": ("--pp",),
+    "data-parallel-size": ("--dp",),
+}
 """Short names of flags."""
 
 _PLUGINS = (
@@ -251,7 +259,7 @@ _SINGLE = (
 )  # fmt: skip
 """Flags with one value for all runs of a call."""
 
-_SHORT = {"tensor_parallel_size": "tp", "data_parallel_size": "dp"}
+_SHORT = {"tensor_parallel_size": "tp", "pipeline_parallel_size": "pp", "data_parallel_size": "dp"}
 
 
 def label_of(differing: dict[str, Any]) -> str:

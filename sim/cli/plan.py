@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     args = parser.parse_args(argv)
     if args.print_prices:
-        from stepline.sim.study.prices import DEFAULT
+        from stepline.sim.study.prices import table_text
 
-        print(DEFAULT.read_text(encoding="utf-8"), end="")
+        print(table_text(), end="")
         return 0
     result = _plan(args)
     _output(args, result, ["simulate plan", *argv])

@@ -34,7 +34,9 @@ class SequenceFactory:
         self.limits = columns.get("max_output_tokens")
         self.hashed = caching and trace.hash_ids is not None
         self.labels = {
-            k: columns[k] for k in ("priority", "tenant", "session_id", "slo_class") if k in columns
+            k: columns[k]
+            for k in ("priority", "tenant", "session_id", "slo_class", "adapter")
+            if k in columns
         }
 
     def make(self, index: int, sent_s: float, arrival_s: float) -> Sequence:

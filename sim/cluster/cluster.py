@@ -119,14 +119,15 @@ class _Run:
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
         capped = spec.compression is not None and spec.compression.cap_tokens is not None
-        grows_evenly = windows == (None,) and not capped and spec.tape is None
+        grows_evenly = windows == (None,) and not capped and spec.tape is None and not spec.max_loras
+        n_contexts = len(windows) + (spec.max_loras is not None)
         log = self.logs.get((id(spec.cost_model), grows_evenly))
         if log is None:
-            accounting = StepAccounting(spec.cost_model, len(windows), {})
+            accounting = StepAccounting(spec.cost_model, n_contexts, {})
             sinks: list[Any] = [accounting, self.gaps.take_steps, self.busy]
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
-            log = StepLog(len(windows), sinks, grows_evenly=grows_evenly, speculates=spec.tape is not None)
+            log = StepLog(n_contexts, sinks, grows_evenly=grows_evenly, speculates=spec.tape is not None)
             self.logs[id(spec.cost_model), grows_evenly] = log
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
@@ -156,6 +157,7 @@ class _Run:
             swap=spec.swap_space(),
             compression=spec.compression,
             tape=spec.tape,
+            adapters=spec.adapter_slots(),
         )
         return replica
 

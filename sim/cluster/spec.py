@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from ..cost.lora import adapter_bytes
 from ..cost.memory_ledger import kv_block_bytes
+from ..engine.adapters import AdapterSlots
 from ..engine.seats import Limits
 from ..engine.swap import HostLink, SwapSpace
 from .autoscaler import Autoscaling
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplicaSpec:
-    """One replica: a model on `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
+    """One replica: a model on `pp` stages or `dp` ranks of `tp` GPUs behind an engine; limits and blocks are those of all ranks.
 
-    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify.
+    `kv_blocks` as vLLM counts (null block included). `tape`: acceptances of the tokens that its decode steps verify. `max_loras`:
+    slots of LoRA adapters (None: it serves none).
     """
 
     model: ModelSpec
@@ -48,8 +51,11 @@ class ReplicaSpec:
     kv_blocks: int
     admission: Callable[[], AdmissionPolicy] | None = None
     tp: int = 1
+    pp: int = 1
     dp: int = 1
     tape: AcceptanceTape | None = None
+    max_loras: int | None = None
+    max_lora_rank: int = 16
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -72,6 +78,8 @@ class ReplicaSpec:
             self._check_speculation(self.tape)
         if self.offloading is not None:
             self._check_offloading()
+        if self.max_loras is not None:
+            self._check_lora()
         if self.compression is None:
             return
         name = f"--kv-compression {type(self.compression).__name__}"
@@ -103,10 +111,31 @@ class ReplicaSpec:
             if is_so:
                 raise ConfigError(f"--speculative-config: cannot be combined with {what}")
 
+    def _check_lora(self) -> None:
+        refused = {
+            "--kv-compression": self.compression is not None,
+            "--speculative-config": self.tape is not None,
+            "--data-parallel-size": self.dp > 1,
+            "a preemption policy that swaps": getattr(self.preemption, "mode", "recompute") == "swap",
+            f"a batching policy that preempts for rank ({type(self.policy).__name__})": getattr(
+                self.policy, "preemptive", False
+            ),
+        }
+        for what, is_so in refused.items():
+            if is_so:
+                raise ConfigError(f"--enable-lora: cannot be combined with {what}")
+
+    def adapter_slots(self) -> AdapterSlots | None:
+        """Slots of LoRA adapters, each copied in over the GPU's own PCIe link (None: it serves none)."""
+        if self.max_loras is None:
+            return None
+        load_s = adapter_bytes(self.model, self.max_lora_rank, self.tp) / self.gpu.pcie_bytes_per_s
+        return AdapterSlots(self.max_loras, load_s)
+
     @property
     def gpus(self) -> int:
         """GPUs that it runs on."""
-        return self.tp * self.dp
+        return self.tp * self.pp * self.dp
 
     def _check_offloading(self) -> None:
         if self.eviction is None:
@@ -182,7 +211,9 @@ class ClusterSpec:
         if self.disaggregation is not None:
             self.disaggregation.check(self.replicas)
             if any(r.gpus != r.tp for r in self.replicas):
-                raise ConfigError("--disaggregate: cannot be combined with --data-parallel-size")
+                raise ConfigError(
+                    "--disaggregate: cannot be combined with --pipeline-parallel-size or --data-parallel-size"
+                )
             if any(r.tape is not None for r in self.replicas):
                 raise ConfigError("--disaggregate: cannot be combined with --speculative-config")
             if any(r.offloading is not None and r.offloading.stall for r in self.replicas):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .calibration import Calibration
+from .decode_lines import Lines
 from .forms import Array, Split
 from .roofline import RooflineCostModel
 from .specs import GpuSpec, ModelSpec
@@ -48,7 +49,13 @@ class DataParallelCostModel(RooflineCostModel):
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step of the group."""
         rank = self.rank_work(work)
-        return self._hosted(self._rank_s(rank, work), rank.prefill_seqs, rank.n_decode)
+        seconds = self._hosted(self._rank_s(rank, work), rank.prefill_seqs, rank.n_decode)
+        return seconds + self.generated_s * rank.generated_tokens
+
+    @property
+    def decode_lines(self) -> Mapping[int, Lines] | None:  # type: ignore[override]  # None: `leap` is asked
+        """None where steps depend on generated tokens: a rank's share of them is not one of the input tokens."""
+        return None if self.generated_s else self._lines
 
     def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
         """See `RooflineCostModel.leap`."""
@@ -75,7 +82,7 @@ class DataParallelCostModel(RooflineCostModel):
 
     def rank_work(self, work: StepWork) -> StepWork:
         """What the busiest rank computes of a step of all."""
-        tokens, seqs, pairs, kv_tokens, n, contexts, rows = work
+        tokens, seqs, pairs, kv_tokens, n, contexts, rows, generated = work
         ranked_seqs, ranked_n = -(-seqs // self.dp), -(-n // self.dp)
         of_chunks, of_decodes = ranked_seqs / max(seqs, 1), ranked_n / max(n, 1)
         return StepWork(
@@ -86,6 +93,7 @@ class DataParallelCostModel(RooflineCostModel):
             ranked_n,
             tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
             ranked_n - (n - rows) // self.dp,
+            generated * of_decodes,  # type: ignore[arg-type]  # same
         )
 
     # --- many
@@ -108,7 +116,9 @@ class DataParallelCostModel(RooflineCostModel):
         of_chunks = ranked_chunks / np.maximum(chunks, 1.0)
         of_decodes = ranked_decodes / np.maximum(decodes, 1.0)
         ranked = {
-            name: value * of_decodes for name, value in get.items() if name.startswith("context_tokens")
+            name: value * of_decodes
+            for name, value in get.items()
+            if name.startswith(("context_tokens", "generated_tokens"))
         }
         ranked |= {name: get[name] * of_chunks for name in ("attention_pairs", "prefill_kv_tokens")}
         ranked["prefill_tokens"] = np.ceil(get["prefill_tokens"] * of_chunks)

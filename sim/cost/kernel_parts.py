@@ -247,13 +247,7 @@ class KernelParts:
             notes.append(
                 "all-to-all is in no table of this calibration: priced with the constants of the all-gather"
             )
-        if self.world > NODE_GPUS:
-            notes.append(f"{self.world} GPUs exchange tokens as if all were on one NVLink")
         return notes
-
-
-NODE_GPUS = 8
-"""GPUs on one NVLink switch of a DGX/HGX node (H100, H200, B200)."""
 
 
 def compute_peak(gpu: GpuSpec, dtype: str) -> float:

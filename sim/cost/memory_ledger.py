@@ -8,19 +8,11 @@ from dataclasses import dataclass
 from ...traces.errors import ConfigError
 from .activation_peak import activation_peak
 from .memory_constants import MemoryConstants, memory_constants
+from .parameters import KV_BYTES
 from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
 from .weight_tensors import ExpertSplit, check_split, kv_heads_held, stage_layers, weight_memory
 
 GIB = 2**30
-_KV_BYTES: dict[str, float] = {
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp32": 4.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "fp4": 0.5,
-    "int4": 0.5,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,5 +175,5 @@ def ledger(
 def _page_bytes(model: ModelSpec, tp: int, kv_dtype: Dtype, block_size: int) -> float:
     """KV bytes of one block of one layer on one GPU; the latent of MLA is replicated over the group."""
     if model.mla is not None:
-        return (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim) * _KV_BYTES[kv_dtype] * block_size
-    return 2 * kv_heads_held(model, tp) * model.head_dim * _KV_BYTES[kv_dtype] * block_size
+        return (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim) * KV_BYTES[kv_dtype] * block_size
+    return 2 * kv_heads_held(model, tp) * model.head_dim * KV_BYTES[kv_dtype] * block_size

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from stepline.traces.errors import ConfigError, nearest
 
-from .parameters import BYTES_PER_PARAM
+from .parameters import BYTES_PER_PARAM, KV_BYTES
 from .specs import ModelSpec
 
 Amount = Any
@@ -22,7 +22,7 @@ ACTIVATION_BYTES = 2.0
 
 
 def bytes_per_element(dtype: str) -> float:
-    """Bytes of one stored weight or cached element, its share of the group scales included.
+    """Bytes of one stored weight, its share of the group scales included.
 
     >>> bytes_per_element("bf16"), bytes_per_element("int4")
     (2.0, 0.515625)
@@ -30,6 +30,17 @@ def bytes_per_element(dtype: str) -> float:
     if dtype not in BYTES_PER_PARAM:
         raise ConfigError(f"dtype: got {dtype!r}{nearest(dtype, BYTES_PER_PARAM)}")
     return BYTES_PER_PARAM[dtype]
+
+
+def kv_bytes_per_element(dtype: str) -> float:
+    """Bytes of one cached element.
+
+    >>> kv_bytes_per_element("fp8"), kv_bytes_per_element("int4")
+    (1.0, 0.5)
+    """
+    if dtype not in KV_BYTES:
+        raise ConfigError(f"kv dtype: got {dtype!r}{nearest(dtype, KV_BYTES)}")
+    return KV_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +211,12 @@ def _between(value: Amount, high: Amount) -> Amount:
 
 def kv_bytes(tokens: Amount, kv_heads: Amount, head_dim: Amount, kv_dtype: str = "bf16") -> Amount:
     """Keys and values of `tokens` in one layer on one GPU: 2 K d bytes each."""
-    return tokens * (2 * kv_heads * head_dim * bytes_per_element(kv_dtype))
+    return tokens * (2 * kv_heads * head_dim * kv_bytes_per_element(kv_dtype))
 
 
 def latent_bytes(tokens: Amount, rank: int, rope_dim: int, kv_dtype: str = "bf16") -> Amount:
     """MLA latent of `tokens` in one layer: (d_c + d_r) elements each, replicated on every GPU."""
-    return tokens * ((rank + rope_dim) * bytes_per_element(kv_dtype))
+    return tokens * ((rank + rope_dim) * kv_bytes_per_element(kv_dtype))
 
 
 def query_bytes(tokens: Amount, heads: Amount, head_dim: Amount, v_dim: Amount | None = None) -> Amount:

@@ -126,6 +126,7 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
         self._overlap = engine.host_overlaps_gpu
+        self.generated_s = engine.generated_token_s
         if self._overlap:
             self._host_s += self._launch_s
         self._joined = engine.varlen_attention
@@ -151,7 +152,7 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        return self._hosted(self._gpu_s(work), work[1], work[4])
+        return self._hosted(self._gpu_s(work), work[1], work[4]) + self.generated_s * work[7]
 
     def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
         """Seconds of a step with its host time: behind the GPU's, or before it."""
@@ -161,7 +162,7 @@ class RooflineCostModel:
         return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host
 
     def _gpu_s(self, work: StepWork) -> float:
-        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
+        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows, _ = work
         tokens = prefill_tokens + self.queries * n_decode
         try:
             total = self._tokens.seconds[tokens] + self._rows.seconds[rows]
@@ -216,19 +217,21 @@ class RooflineCostModel:
                 n = min(n, int((ends[piece] - context) // grown) + 1)
         host = self._host_s + self._host_per_seq_s * work.n_decode
         least, after = (host, 0.0) if self._overlap else (self._launch_s, host)
+        after += self.generated_s * work.generated_tokens
+        more = self.generated_s * (growth[0] if self.queries > 1 else work.n_decode)
         if gpu_s < least:
             if delta > 0:
                 n = min(n, int((least - gpu_s) // delta) + 1)
-            return Progression(least + after, 0.0, n)
+            return Progression(least + after, more, n)
         if delta < 0 and least:
             n = min(n, int((gpu_s - least) // -delta) + 1)
-        return Progression(gpu_s + after, delta, n)
+        return Progression(gpu_s + after, delta + more, n)
 
     @property
     def decode_lines(self) -> Mapping[int, Lines]:
         """Pure-decode steps of a model with one attention window as lines in Σ context (see `work.CostModel`).
 
-        Host time that hides GPU time is in them.
+        Host time that hides GPU time is in them, and `generated_s` a token of the context, inputs among it.
         """
         return self._lines
 
@@ -249,7 +252,7 @@ class RooflineCostModel:
         for base, slope, end in zip(bases, slopes, [*ends, math.inf], strict=True):
             lines += above(least, gpu_s + base, slope, start, end)
             start = end
-        return [(fixed + after, slope, end) for fixed, slope, end in lines]
+        return [(fixed + after, slope + self.generated_s, end) for fixed, slope, end in lines]
 
     # --- breakdowns
 
@@ -262,6 +265,7 @@ class RooflineCostModel:
             "prefill_kv_tokens",
             "n_decode",
             "logits_rows",
+            "generated_tokens",
         )
         columns = {name: np.array([float(getattr(work, name))]) for name in names}
         for index, context in enumerate(work.context_tokens):
@@ -309,6 +313,7 @@ class RooflineCostModel:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(host.shape))
             late = np.maximum((host if self._overlap else self._launch_s) - gpu_s, 0.0)
             host = late if self._overlap else host + late
+        host = host + self.generated_s * get.get("generated_tokens", np.zeros(host.shape))
         seconds.setdefault("host", {})["host"] = host
 
     def _chunk_split(

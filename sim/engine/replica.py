@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
     from .acceptance import AcceptanceTape
+    from .adapters import AdapterSlots
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -59,9 +60,9 @@ class Replica:
     """
 
     __slots__ = (
-        "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
-        "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
+        "adapters", "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s",
+        "depth", "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox",
+        "index", "kv", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
@@ -87,6 +88,7 @@ class Replica:
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
         tape: AcceptanceTape | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -104,11 +106,12 @@ class Replica:
         self.on_done = on_done
         self.admission = admission
         self.link: StepLink | None = None if swap is None else swap.link
+        self.adapters = adapters
         self.compression = compression
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
-            life_log=life_log, tape=tape,
+            life_log=life_log, tape=tape, adapters=adapters,
         )  # fmt: skip
         seats = self.seats
         self.decode: DecodeSet = seats.decode
@@ -124,11 +127,11 @@ class Replica:
         self.plan = DECODE_ALL
         self.mixed = False
         self.work = StepWork()
-        self.no_context = (0,) * len(windows)
         grows_evenly = self.decode.grows_evenly
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
-        self.no_growth = () if grows_evenly else (0,) * len(windows)
+        self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
         self.context = 0
         self.windowed: tuple[int, ...] = ()
         self.start_s = self.end_s = 0.0
@@ -235,9 +238,10 @@ class Replica:
     def price(self, prompt_tokens: int, history_tokens: int) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
         c, done, n = prompt_tokens, history_tokens, self.decode.n
-        contexts = self.decode.context_tokens() if n else self.no_context
+        contexts = self.decode.context_tokens() if n else self.decode.no_context()
         pairs = c * done + c * (c + 1) // 2
-        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n))
+        generated = self.decode.generated_tokens()
+        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n, generated))
 
     def steps_done(self) -> int:
         """Steps of the leap in progress that have ended by now."""
@@ -396,7 +400,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
             end = start + limit * first + delta * (limit * (limit - 1) // 2)
             if self.coming_s < end:
                 heard = self._steps_heard(first, delta)
@@ -417,7 +421,8 @@ class Replica:
                 kv.take(opened)
             self.steps += limit
             rows += pack_row(
-                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
+                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n,
+                context - decode.inputs, context,
             )  # fmt: skip
             self.now_s = end
             decode.counter = counter + limit
@@ -491,7 +496,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
         else:
             first, delta, limit = self._leap(limit)
         if self.link is not None and self.link.pending:
@@ -519,7 +524,7 @@ class Replica:
         decode = self.decode
         contexts, growth = decode.context_tokens(), decode.growth()
         self.context, self.windowed = contexts[0], (*contexts[1:], *growth) if self.no_growth else ()
-        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
+        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n, decode.generated_tokens())
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
     def _start_mixed(self, plan: Plan) -> None:
@@ -551,11 +556,18 @@ class Replica:
         plan.chunks = chunks
         self.plan = plan
         self.mixed = True
-        contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = new_tuple(StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows))
+        if n:
+            contexts, generated = decode.context_tokens(), decode.generated_tokens()
+        else:
+            contexts, generated = decode.no_context(), 0
+        self.work = work = new_tuple(
+            StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows, generated)
+        )
         first = self.cost.step_s(work)
         if self.link is not None and self.link.pending:
             first = self.link.stretch(first)
+        if self.adapters is not None and self.adapters.due:
+            first = self.adapters.stretch(first)
         self.first_s, self.delta_s, self.n_steps = first, 0.0, 1
         self.start_s = now
         self.end_s = end_s = now + first
@@ -588,7 +600,7 @@ class Replica:
         self.steps += n_steps
         self.rows += pack_row(
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
-            0, 0, 0, 0, n, self.context,
+            0, 0, 0, 0, n, decode.generated_tokens(), self.context,
         )  # fmt: skip
         if self.windowed:
             self.rows += self.step_log.pack_more(*self.windowed)
@@ -601,7 +613,7 @@ class Replica:
     def _end_mixed(self) -> None:
         decode, kv, seats, start = self.decode, self.kv, self.seats, self.start_s
         self.now_s = now = self.end_s
-        tokens, seqs, pairs, kv_tokens, n, contexts, logits = self.work
+        tokens, seqs, pairs, kv_tokens, n, contexts, logits, generated = self.work
         live = 0
         if n:
             live = decode.n_live
@@ -610,10 +622,11 @@ class Replica:
         self.steps += 1
         self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
-            tokens, seqs, pairs, kv_tokens, logits, contexts[0],
+            tokens, seqs, pairs, kv_tokens, logits, generated, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += self.step_log.pack_more(*contexts[1:], *(decode.growth() if n else self.no_growth))
+            growth = self.decode.growth() if n else self.no_growth
+            self.rows += self.step_log.pack_more(*contexts[1:], *growth)
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks

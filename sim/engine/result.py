@@ -41,6 +41,7 @@ STEP_COLUMNS: dict[str, type] = {
     "n_decode": np.int64,
     "context_tokens": np.int64,  # of the first attention window
     "logits_rows": np.int64,
+    "generated_tokens": np.int64,  # emitted by the decodes before this step
     "n_running": np.int64,  # sequences computed
     "n_waiting": np.int64,  # in the queue at its end, new arrivals aside
     "kv_used_blocks": np.int64,

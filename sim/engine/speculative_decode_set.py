@@ -121,6 +121,11 @@ class SpeculativeDecodeSet(DecodeSet):
         held = self.base + self.rate * self.counter
         return (held + self.n * self.width,)  # type: ignore[return-value]  # a sum of means
 
+    def generated_tokens(self) -> int:
+        """In the mean over the members' paths, see `DecodeSet.generated_tokens`."""
+        held = self.base + self.rate * self.counter
+        return held + self.n - self.inputs  # type: ignore[return-value]  # a sum of means
+
     def growth(self) -> tuple[int, ...]:
         """Tokens that a step emits, in the mean over the members' paths."""
         return (self.rate,)  # type: ignore[return-value]  # a sum of means

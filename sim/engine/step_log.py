@@ -16,7 +16,8 @@ Columns = Mapping[str, NDArray[Any]]
 FLUSH_ROWS = 16_384
 ROW = (
     "replica", "start_s", "n_steps", "first_s", "delta_s", "n_decode", "live", "n_waiting", "kv_free_blocks",
-    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows", "context_tokens",
+    "prefill_tokens", "prefill_seqs", "attention_pairs", "prefill_kv_tokens", "logits_rows",
+    "generated_tokens", "context_tokens",
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def _derive(columns: dict[str, NDArray[Any]], *, speculates: bool) -> None:
     columns.setdefault("context_growth_0", columns["n_decode"])
     columns["gap_weight"] = np.maximum(live, 0)
     emitted = columns["context_growth_0"] if speculates else np.abs(live)
+    columns["generated_growth"] = columns["context_growth_0"] if speculates else columns["n_decode"]
     columns["emitted_tokens"] = emitted * n + columns["logits_rows"] - columns["n_decode"]
 
 

@@ -80,6 +80,7 @@ TIME_SHARES = (
     ("comm", "comm"),
     ("latency", "latency"),
     ("host", "host_overhead"),
+    ("bubble", "pipeline_bubble"),
     ("idle", "idle"),
 )
 """Shares of GPU time: label, key in the summary."""
@@ -89,7 +90,7 @@ def time_text(summary: Mapping[str, Any]) -> str:
     """Where the GPU time went, in one line."""
     shares = summary["time_frac"]
     return ", ".join(
-        f"{label} {share_text(shares[key])}" for label, key in TIME_SHARES if shares[key] >= 0.0005
+        f"{label} {share_text(shares[key])}" for label, key in TIME_SHARES if shares.get(key, 0.0) >= 0.0005
     )
 
 

@@ -23,6 +23,7 @@ _TIME_KEYS = {
     "comm": "comm",
     "latency": "latency",
     "host": "host_overhead",
+    "bubble": "pipeline_bubble",
 }
 
 
@@ -102,12 +103,15 @@ def span_s(result: RunResult) -> float:
 
 
 def time_frac(result: RunResult) -> dict[str, float]:
-    """Shares of GPU time, busy and idle, by what bounds it; they sum to 1 (all 0 for an empty run)."""
+    """Shares of GPU time, busy and idle, by what bounds it; they sum to 1 (all 0 for an empty run).
+
+    `pipeline_bubble` is there for pipelines only.
+    """
     totals = result.totals
     by_bound = dict.fromkeys(BOUNDS, 0.0)
     for row in totals.seconds.values():
         for bound, seconds in row.items():
-            by_bound[bound] += seconds
+            by_bound[bound] = by_bound.get(bound, 0.0) + seconds
     whole = sum(by_bound.values()) + totals.idle_s
     shares = {_TIME_KEYS[bound]: _share(seconds, whole) or 0.0 for bound, seconds in by_bound.items()}
     return {**shares, "idle": _share(totals.idle_s, whole) or 0.0}

@@ -17,7 +17,7 @@ def time_bar(summary: Mapping[str, Any]) -> str:
     """The shares of GPU time side by side, each with its name where the style sheet finds room; all as a tooltip."""
     shares = summary["time_frac"]
     parts = "".join(
-        _part(label, key, shares[key]) for label, key in TIME_SHARES if shares[key] >= _LEAST_FRAC
+        _part(label, key, shares[key]) for label, key in TIME_SHARES if shares.get(key, 0.0) >= _LEAST_FRAC
     )
     text = escape(f"GPU time: {time_text(summary)}")
     return f'<div class="time-bar" role="img" aria-label="{text}" title="{text}">{parts}</div>'

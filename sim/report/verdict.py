@@ -21,6 +21,7 @@ _NAMES = {
     "comm": "communication",
     "latency": "kernel latency",
     "host_overhead": "host and scheduler",
+    "pipeline_bubble": "waiting for other pipeline stages",
 }
 
 IDLE_FRAC = 0.5
@@ -60,6 +61,10 @@ _TRY = {
         "an engine that plans ahead (--engine vllm-v1 overlaps host and GPU)",
         f"{_LARGER_BATCHES}: the host's cost is mostly per step",
     ),
+    "pipeline_bubble": (
+        f"{_LARGER_BATCHES}: a pipeline of N stages wants N micro-batches of work",
+        "tensor parallelism in its place: a larger --tp, a smaller --pp",
+    ),
 }
 
 
@@ -88,7 +93,7 @@ class Verdict:
 def verdict(result: RunResult, summary: Mapping[str, Any]) -> Verdict:
     """Judge a run by its summary (`stepline.sim.report.summary`) and its time series."""
     shares: dict[str, float] = summary["time_frac"]
-    busy = {key: shares[key] for key in _NAMES}
+    busy = {key: shares[key] for key in _NAMES if key in shares}
     top = max(busy, key=lambda key: busy[key])
     busy_total = sum(busy.values())
     state = _State.of(result, summary)

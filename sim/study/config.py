@@ -65,7 +65,8 @@ class RunConfig:
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
     see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
     `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
-    `speculative_config`: JSON, see `study.speculation`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
+    `speculative_config`: JSON, see `study.speculation`. `enable_lora`: the trace's `adapter` names a LoRA adapter, of which
+    `max_loras` of rank `max_lora_rank` are on the GPU. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
     (replicas that differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as
     `routing`), `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
@@ -76,6 +77,7 @@ class RunConfig:
     model: str = "llama-3.1-8b"
     gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     expert_skew: float | None = None
@@ -97,6 +99,9 @@ class RunConfig:
     cost_model: str = "roofline"
     calibration: str | None = None
     speculative_config: str | None = None
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
     attention_backend: str = "auto"
     elementwise: Literal["fused", "separate"] = "fused"
     enforce_eager: bool = False
@@ -128,8 +133,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tensor_parallel_size", "data_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
-            "block_size", "num_gpu_blocks_override", "max_concurrency",
+            "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "replicas",
+            "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "num_gpu_blocks_override",
+            "max_concurrency", "max_loras", "max_lora_rank",
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low=1)
         for name in ("long_prefill_token_threshold", "seed"):
@@ -144,7 +150,7 @@ class RunConfig:
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
         _check_name("attention_backend", self.attention_backend, BACKENDS)
         _check_name("elementwise", self.elementwise, ("fused", "separate"))
-        for name in ("enforce_eager", "enable_expert_parallel"):
+        for name in ("enforce_eager", "enable_expert_parallel", "enable_lora"):
             _check_switch(name, getattr(self, name))
         if self.expert_skew is not None:
             _check_not_negative("expert_skew", self.expert_skew)
@@ -162,7 +168,7 @@ class RunConfig:
     @property
     def gpus_per_replica(self) -> int:
         """GPUs of one replica."""
-        return self.tensor_parallel_size * self.data_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
 
 def flag(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 
+NODE_GPUS = 8
+"""GPUs on one NVLink switch of a DGX/HGX node (H100, H200, B200)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A replica's GPUs: `dp` ranks of `tp` GPUs; `ep`: GPUs that hold whole experts (1: experts are cut)."""
+    """A replica's GPUs: `pp` stages, or `dp` ranks, of `tp` GPUs; `ep`: GPUs that hold whole experts (1: they are cut)."""
 
     tp: int
+    pp: int
     dp: int
     ep: int
 
@@ -40,7 +45,20 @@ class Layout:
                 f"--data-parallel-size: got {dp}: {model.name} has no experts for its ranks to share, so that they are "
                 f"replicas: give --replicas {dp}"
             )
-        return Layout(tp, dp, _expert_gpus(config, model, tp * dp))
+        pp = config.pipeline_parallel_size
+        if pp > 1:
+            _check_pipeline(config)
+        return Layout(tp, pp, dp, _expert_gpus(config, model, tp * dp))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the result must know."""
+        gpus = self.tp * self.pp * self.dp
+        if gpus <= NODE_GPUS:
+            return ()
+        return (
+            f"{gpus} GPUs of a replica exchange as if all were on one NVLink; links between nodes are not modelled",
+        )
 
     @property
     def experts(self) -> ExpertSplit | None:
@@ -65,7 +83,12 @@ class Layout:
         return self.dp * (of_a_rank - 1) + 1
 
     def limits(self, one: Limits) -> Limits:
-        """Limits of all ranks taken together; a prompt is computed by one rank, within that rank's budget."""
+        """Limits of all ranks taken together; a prompt is computed by one rank, within that rank's budget.
+
+        A round of a pipeline has a token budget for each of its micro-batches; the seats are those of all (vLLM V1).
+        """
+        if self.pp > 1:
+            return replace(one, max_num_batched_tokens=self.pp * one.max_num_batched_tokens)
         if self.dp == 1:
             return one
         tokens = one.max_num_batched_tokens
@@ -75,6 +98,18 @@ class Layout:
             one.max_model_len,
             min(one.long_prefill_token_threshold or tokens, tokens),
         )
+
+
+def _check_pipeline(config: RunConfig) -> None:
+    refused = {
+        "--data-parallel-size": config.data_parallel_size > 1,
+        "--enable-expert-parallel": config.enable_expert_parallel,
+        "--speculative-config": config.speculative_config is not None,
+        "--enable-lora": config.enable_lora,
+    }
+    for what, is_so in refused.items():
+        if is_so:
+            raise ConfigError(f"--pipeline-parallel-size: cannot be combined with {what}")
 
 
 def _expert_gpus(config: RunConfig, model: ModelSpec, world: int) -> int:

@@ -352,4 +352,9 @@ class _Planner:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     names = ("model", "gpu", "tensor_parallel_size", "policy", "routing", "engine", "dtype", "kv_cache_dtype")
-    return {name: getattr(config, name) for name in names}
+    spread = {
+        n: getattr(config, n)
+        for n in ("pipeline_parallel_size", "data_parallel_size")
+        if getattr(config, n) > 1
+    }
+    return {**{name: getattr(config, name) for name in names}, **spread}

@@ -76,7 +76,7 @@ def drawn(setup: Setup, number: int) -> Setup:
     from stepline.traces.random_streams import stream
 
     from ..cost.uncertainty import draw
-    from .setup import cost_model_of
+    from .pricing import cost_model_of
 
     spec = setup.cluster.replicas[0]
     calibration: Any = getattr(spec.cost_model, "calibration", None)

@@ -96,8 +96,8 @@ class Speculation:
         return drafting.footprint_of_eagle(target, **spread)  # type: ignore[arg-type]  # same
 
 
-def beside(books: MemoryLedger, draft: Footprint) -> MemoryLedger:
-    """The ledger with a draft's weights and KV in it.
+def beside(books: MemoryLedger, draft: Footprint, asked_by: str = FLAG) -> MemoryLedger:
+    """The ledger with the weights and KV of a draft (or of adapters) in it.
 
     Raises:
         ConfigError: nothing is left for blocks.
@@ -107,7 +107,7 @@ def beside(books: MemoryLedger, draft: Footprint) -> MemoryLedger:
     n_blocks = max(0, int(room // block))
     if n_blocks < 2:
         raise ConfigError(
-            f"{FLAG}: the draft's weights ({draft.weights_bytes / 2**30:.1f} GiB) leave no room for KV beside the model's"
+            f"{asked_by}: its weights ({draft.weights_bytes / 2**30:.1f} GiB) leave no room for KV beside the model's"
         )
     return replace(
         books,

@@ -117,10 +117,14 @@ def _section(path: Path, table: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _known(path, name, section)
 
 
+SHORT = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
+"""Short names of settings, as on the command line."""
+
+
 def _known(path: Path, where: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under their own names (`tp` and `max-num-seqs` are understood)."""
     known = setting_names()
-    named = {("tensor_parallel_size" if k == "tp" else k.replace("-", "_")): v for k, v in section.items()}
+    named = {SHORT.get(k, k.replace("-", "_")): v for k, v in section.items()}
     for key in named:
         if key not in known:
             raise ConfigError(f"{path}: {where}: unknown setting {key!r}{nearest(key, known)}")

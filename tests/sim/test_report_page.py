@@ -266,6 +266,16 @@ def test_pictures(here):
     assert "<svg" in (here / "r" / "charts" / "kernels.svg").read_text()
 
 
+def test_pictures_of_a_comparison_name_its_runs(here):
+    assert main(["--trace", "t.jsonl", "--quiet", "--policy", "continuous,chunked", "--out", "c"]) == 0
+    charts = ["--charts", "itl_tail,ttft_tpot,waiting", "--out", "p", "--quiet"]
+    assert main(["report", "c", "--format", "svg", *charts]) == 0
+    for name in ("itl_tail", "ttft_tpot", "waiting"):
+        text = (here / "p" / f"{name}.svg").read_text()
+        assert ">continuous<" in text, name
+        assert ">chunked<" in text, name
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
