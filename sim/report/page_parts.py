@@ -69,9 +69,9 @@ def _tier_tiles(kv: Summary) -> list[tuple[str, str, str]]:
     """A tile for each tier behind the GPU's pool."""
     return [
         (
-            f"of them from {name}",
+            f"hits in {name}",
             share_text(tier["hit_token_frac"]),
-            f"peak {share_text(tier['peak_used_frac'])} of {tier['blocks_total']:,} blocks",
+            f"peak {share_text(tier['peak_used_frac'])} full",
         )
         for name, tier in kv.get("tiers", {}).items()
     ]
