@@ -70,6 +70,9 @@ empty server's TTFT is 3 to 6)."""
 UNFELT = 1e-6
 """A constant whose whole value changes no time by more than this fraction is not fitted."""
 
+SLACK = 1e-6
+"""How far below 0 the solver may go, in log(predicted / measured): so near a bound it would not move at all."""
+
 DEFAULT_NAMES = (
     "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
     "output_per_seq_s", "tp_output_delay_s", "generated_token_s",
@@ -241,7 +244,7 @@ def _solve(jacobian: Array, points: Points, values: Array, rows: NDArray[np.bool
         return change
     a = jacobian[rows][:, felt] * points.weight[rows, None] / scale[felt]
     b = points.residual[rows] * points.weight[rows]
-    lowest = -values[felt] * scale[felt] - 1e-12
+    lowest = -values[felt] * scale[felt] - SLACK
     found = least_squares(
         lambda x: a @ x + b, np.zeros(int(felt.sum())), bounds=(lowest, np.inf), loss="soft_l1", f_scale=2.0
     )
