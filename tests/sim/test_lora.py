@@ -217,3 +217,14 @@ def test_slots_take_their_room_from_the_kv_cache():
 def test_what_does_not_go_together_is_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match="--enable-lora: cannot be combined with"):
         simulate(adapted(tmp_path), enable_lora=True, **settings)
+
+
+def test_bounds_of_a_plan_need_no_adapters():
+    from stepline.sim.study.plan_bounds import bounds, demand_of
+
+    demand = demand_of(trace([(0.0, 500, 100)] * 4), caching=False)
+    rates = [
+        bounds(resolve(RunConfig(enable_lora=on)).cluster.replicas[0], demand, None).rate_per_s
+        for on in (False, True)
+    ]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-6)
