@@ -3,7 +3,7 @@
     python benchmarks/cluster_speed.py                         # 64 replicas, 1 M requests, round-robin
     python benchmarks/cluster_speed.py --requests 100000 --routing least-requests,prefix-affinity
 
-The load is the azure_conv profile at 5 requests per second and replica. The bar is 5 000 requests per wall second on one
+The load is the azure_conv profile (or another) at 5 requests per second and replica. The bar is 5 000 requests per wall second on one
 core and 1.5 GB.
 """
 
@@ -27,9 +27,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--rate-per-replica", type=float, default=5.0)
+    parser.add_argument("--profile", default="azure_conv", help="what is asked (azure_conv)")
     parser.add_argument("--routing", default="round-robin")
     args = parser.parse_args()
-    trace = synth("azure_conv", seed=1, n_requests=args.requests)
+    trace = synth(args.profile, seed=1, n_requests=args.requests)
     native = len(trace) / (trace.arrival_s[-1] - trace.arrival_s[0])
     factor = args.rate_per_replica * args.replicas / native
     trace = replace(trace, arrival_s=trace.arrival_s / factor)

@@ -15,6 +15,8 @@ from stepline.traces.errors import CalibrationError
 
 from .fit_core import Array, Fit, best_fit, bootstrap_covariance, mape
 from .fit_residual import ResidualPlan, fit_residual
+from .reach import reach
+from .task import families
 from .tasks import TASKS, Columns, Task, columns_of, rows_for
 from .tasks_mla import mla_tasks
 from .tasks_serving import SERVING
@@ -78,7 +80,8 @@ def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual:
     grid = None
     if residual and task.residual is not None and _enough(len(rows), task.residual):
         formula = task.predict(found.constants, x, gpu, dtype)
-        grid = fit_residual(task.residual, task.features(x), np.log(seconds / formula))
+        ratio = np.log(seconds / formula)
+        grid = fit_residual(task.residual, task.features(x), ratio, families(rows, task))
     return Fitted(task, found, grid)
 
 
@@ -140,6 +143,7 @@ def kernel_fit(fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> 
         train["residual"] = mape(fitted.seconds(x, gpu, dtype), seconds)
     covariance = family_covariance(fitted, rows, gpu, dtype)
     spread = np.sqrt(np.diag(np.array(covariance)))
+    furthest, beyond = reach(fitted.task, rows, gpu, dtype)
     return KernelFit(
         form=fitted.task.form,
         constants=fitted.fit.constants,
@@ -150,7 +154,8 @@ def kernel_fit(fitted: Fitted, rows: pd.DataFrame, gpu: GpuSpec, dtype: str) -> 
         covariance=covariance,
         fitted=fitted.fit.fitted,
         valid={name: (float(x[name].min()), float(x[name].max())) for name in fitted.task.shapes},
-        errors={"train": train},
+        reach=furthest,
+        errors={"train": train, **({"wider": beyond} if beyond else {})},
         rows=len(rows),
         provenance={"scope": fitted.task.scope},
         residual=fitted.residual,
@@ -163,7 +168,7 @@ def family_covariance(
     """Covariance of the constants by bootstrap over shape families; over rows where there are few families."""
     task = fitted.task
     x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(dtype=float)
-    family = rows.groupby(list(task.group), sort=True).ngroup().to_numpy()
+    family = families(rows, task)
     if int(family.max()) + 1 < MIN_FAMILIES:
         family = np.arange(len(rows))
 

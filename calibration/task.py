@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stepline.sim.cost.specs import GpuSpec
 
 from .fit_core import Array
@@ -34,8 +35,9 @@ class Task:
     size       column whose largest values the `largest` split holds out, with the share of rows held out
     regime     column of the regimes and their edges (upper ends)
     scope      which subset of the table this is, in words
-    wide       columns whose large values the `large-nk` split holds out
+    wide       columns whose large values the `large-nk` split holds out; `wider` those of the first
     features   shapes as the residual grid sees them; `residual` its knots and smoothing, None: no such layer
+    subsets    named parts of the rows that are scored on their own too
     """
 
     name: str
@@ -53,6 +55,7 @@ class Task:
     wide: tuple[str, ...] = ()
     features: Callable[[Columns], Mapping[str, Array]] = dict
     residual: ResidualPlan | None = None
+    subsets: Mapping[str, Callable[[Columns], NDArray[np.bool_]]] = field(default_factory=dict)
 
 
 def columns_of(rows: pd.DataFrame, task: Task) -> Columns:
@@ -97,9 +100,23 @@ def powers(low: float, high: float, step: float = 1.0) -> tuple[float, ...]:
     return tuple(float(2.0**e) for e in np.arange(low, high + 0.5 * step, step))
 
 
-def plan(knots: Mapping[str, tuple[float, ...]], stiffness: float, pull: float = 3e-3) -> ResidualPlan:
+SMOOTHINGS = (0.3, 1.0, 3.0)
+"""Factors on a plan's stiffness that cross-validation chooses from."""
+
+
+def plan(
+    knots: Mapping[str, tuple[float, ...]],
+    stiffness: float,
+    pull: float = 3e-3,
+    scales: tuple[float, ...] = SMOOTHINGS,
+) -> ResidualPlan:
     """A residual grid with the same stiffness along every axis."""
-    return ResidualPlan(knots, dict.fromkeys(knots, stiffness), pull)
+    return ResidualPlan(knots, dict.fromkeys(knots, stiffness), pull, scales)
+
+
+def families(rows: pd.DataFrame, task: Task) -> NDArray[np.integer[Any]]:
+    """Number of the shape family of each row, 0 .. n - 1, in the order of their shapes."""
+    return np.asarray(rows.groupby(list(task.group), sort=True).ngroup())
 
 
 M_REGIMES = (16.0, 256.0, 4096.0)

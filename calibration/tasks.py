@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .task import M_REGIMES, Columns, Task, columns_of, merged, rows_for, without_l2_replays
-from .tasks_attention import DECODE, DECODE_MHA, PREFILL, PREFILL_MHA
+from .tasks_attention import DECODE, PREFILL, PREFILL_MHA
 from .tasks_gemm import GEMM
 from .tasks_moe import MOE
 from .tasks_small import COLLECTIVES, ELEMENTWISE
 
 __all__ = [
-    "COLLECTIVES", "DECODE", "DECODE_MHA", "ELEMENTWISE", "GEMM", "MOE", "M_REGIMES", "PREFILL", "PREFILL_MHA",
+    "COLLECTIVES", "DECODE", "ELEMENTWISE", "GEMM", "MOE", "M_REGIMES", "PREFILL", "PREFILL_MHA",
     "TASKS", "Columns", "Task", "columns_of", "merged", "rows_for", "without_l2_replays",
 ]  # fmt: skip
 
@@ -18,7 +18,6 @@ TASKS: tuple[Task, ...] = (
     PREFILL,
     PREFILL_MHA,
     DECODE,
-    DECODE_MHA,
     MOE,
     ELEMENTWISE,
     *COLLECTIVES,

@@ -23,27 +23,23 @@ def attention_dtype(dtype: str) -> str:
     return "fp32" if dtype == "fp32" else "bf16"
 
 
-def _attention_rows(table: pd.DataFrame, kernel: str, mha: bool, dtype: str) -> pd.DataFrame:
+def _attention_rows(table: pd.DataFrame, kernel: str, dtype: str) -> pd.DataFrame:
     rows = table[(table["kernel"] == kernel) & (table["head_dim"] == 128) & table["window"].isna()]
     rows = rows[rows["kv_dtype"].isin(aliases(attention_dtype(dtype))) | rows["kv_dtype"].isna()]
-    rows = rows[~rows["ragged"].fillna(False).astype(bool)]
-    same = rows["heads"] == rows["kv_heads"]
-    return rows[same if mha else ~same]
+    return rows[~rows["ragged"].fillna(False).astype(bool)]
 
 
 def _prefill_rows(mha: bool) -> Callable[[Any, str], Any]:
     def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-        rows = _attention_rows(table, "attention_prefill", mha, dtype)
-        return rows[rows["history_tokens"].fillna(0) == 0]
+        rows = _attention_rows(table, "attention_prefill", dtype)
+        same = rows["heads"] == rows["kv_heads"]
+        return rows[(same if mha else ~same) & (rows["history_tokens"].fillna(0) == 0)]
 
     return select
 
 
-def _decode_rows(mha: bool) -> Callable[[Any, str], Any]:
-    def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-        return _attention_rows(table, "attention_decode", mha, dtype)
-
-    return select
+def _decode_rows(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    return _attention_rows(table, "attention_decode", dtype)
 
 
 def _prefill_work(x: Columns, dtype: str) -> tuple[Array, Array]:
@@ -87,9 +83,16 @@ def _decode_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
 _GROUPS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 """Query heads that share a KV head."""
 
+_LENGTHS = (1.0, *powers(4, 14))
+_GROUPED = plan({"kv_rows": powers(0, 11), "query_tokens": _LENGTHS, "group": _GROUPS}, 0.03)
+"""Prefill residual of grouped heads."""
+
+_MHA_LENGTHS = (1.0, 16.0, *powers(6, 13), 12288.0, 16384.0)
+_MHA = plan({"tiles": powers(-7, 13, 0.5), "query_tokens": _MHA_LENGTHS, "heads": powers(0, 6, 2)}, 0.01)
+"""Prefill residual of one KV head a query head: its ridges lie at whole rounds of query tiles, at any length."""
+
 
 def _prefill_task(mha: bool) -> Task:
-    lengths = (1.0, *powers(4, 14))
     return Task(
         name="attention_prefill_mha" if mha else "attention_prefill",
         form="tile-walk",
@@ -116,41 +119,32 @@ def _prefill_task(mha: bool) -> Task:
             x["heads"],
             x["kv_heads"],
         ),
-        residual=plan(
-            {"batch": powers(0, 8), "query_tokens": lengths, "heads": (*powers(0, 6), 96.0)}
-            if mha
-            else {"kv_rows": powers(0, 11), "query_tokens": lengths, "group": _GROUPS},
-            0.03,
-        ),
-        scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
-    )
-
-
-def _decode_task(mha: bool) -> Task:
-    return Task(
-        name="attention_decode_mha" if mha else "attention_decode",
-        form="waves",
-        select=_decode_rows(mha),
-        predict=_decode_s,
-        floor=_decode_floor,
-        starts=({"t0_s": 12e-6, "wave_s": 3.3e-6, "memory_eff": 0.9},),
-        shapes=("batch", "context_tokens", "heads", "kv_heads", "head_dim"),
-        group=("heads", "kv_heads"),
-        size="context_tokens",
-        regime=("context_tokens", M_REGIMES),
-        features=lambda x: decode_features(x["batch"], x["context_tokens"], x["heads"], x["kv_heads"]),
-        residual=plan(
-            {
-                # few head shapes with one KV head a query head were timed: a coarser grid, lest it copies the rows
-                "batch": (*powers(0, 10, 2), 2048.0) if mha else powers(0, 11),
-                "context_tokens": powers(1, 17, 2) if mha else powers(1, 17),
-                "kv_heads": powers(0, 3),
-            },
-            0.01,
-        ),
+        residual=_MHA if mha else _GROUPED,
         scope=f"{'as many KV as query heads' if mha else 'grouped KV heads'}, head_dim 128, no window, bf16 KV",
     )
 
 
 PREFILL, PREFILL_MHA = _prefill_task(False), _prefill_task(True)
-DECODE, DECODE_MHA = _decode_task(False), _decode_task(True)
+
+DECODE = Task(
+    name="attention_decode",
+    form="waves",
+    select=_decode_rows,
+    predict=_decode_s,
+    floor=_decode_floor,
+    starts=({"t0_s": 12e-6, "wave_s": 3.3e-6, "memory_eff": 0.9},),
+    shapes=("batch", "context_tokens", "heads", "kv_heads", "head_dim"),
+    group=("heads", "kv_heads"),
+    size="context_tokens",
+    regime=("context_tokens", M_REGIMES),
+    features=lambda x: decode_features(x["batch"], x["context_tokens"], x["heads"], x["kv_heads"]),
+    residual=plan(
+        {"kv_rows": powers(0, 14), "context_tokens": powers(1, 17), "kv_heads": powers(0, 3)}, 0.01
+    ),
+    subsets={
+        "grouped": lambda x: x["heads"] != x["kv_heads"],
+        "one KV head a query head": lambda x: x["heads"] == x["kv_heads"],
+    },
+    scope="head_dim 128, no window, bf16 KV",
+)
+"""Grouped or not: a decode kernel is one task a sequence and KV head, which reads that head's keys and values."""

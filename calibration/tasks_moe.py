@@ -57,7 +57,8 @@ def _moe_work(x: Columns, dtype: str) -> tuple[Array, Array, Array]:
 
 
 def _moe_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> Array:
-    return np.asarray(forms.fused_moe_s(*_moe_work(x, dtype), c, gpu, compute_peak(gpu, dtype)))
+    length = x["k"] + x["n"]
+    return np.asarray(forms.fused_moe_s(*_moe_work(x, dtype), length, c, gpu, compute_peak(gpu, dtype)))
 
 
 def _moe_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
@@ -69,17 +70,28 @@ def _moe_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
 
 MOE = Task(
     name="moe",
-    form="fused-moe",
+    form="chained-moe",
     select=_moe_rows,
     predict=_moe_s,
     floor=_moe_floor,
-    starts=({"t0_s": 3e-5, "compute_eff": 0.55, "memory_eff": 0.89, "activation_eff": 0.3, "exponent": 2.0},),
+    starts=(
+        {
+            "t0_s": 2e-5,
+            "chain_s_per_k": 1.5e-9,
+            "compute_eff": 0.55,
+            "memory_eff": 0.89,
+            "activation_eff": 0.3,
+            "exponent": 2.0,
+        },
+    ),
     shapes=("m", "n", "k", "n_experts", "top_k", "skew"),
     group=("k", "n_experts", "top_k"),
     size="m",
     regime=("m", M_REGIMES),
     scope=f"gated experts of width {MOE_MIN_WIDTH} or more, EP 1, balanced routing (or the mildest skew there is)",
     features=lambda x: moe_features(x["m"], x["n"], x["n_experts"], x["top_k"]),
-    # a wider grid (width, experts, m) fits its own rows to 2 % and does not carry over to unseen models
-    residual=plan({"per_expert": powers(-9, 12)}, 0.1),
+    residual=plan(
+        {"per_expert": powers(-9, 12, 0.5), "width": powers(8, 14), "n_experts": (8.0, 16.0, 128.0, 512.0)},
+        0.02,
+    ),
 )

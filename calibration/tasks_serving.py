@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .fit_residual import ResidualPlan
-from .tasks import DECODE, DECODE_MHA, GEMM, MOE, Task
+from .tasks import DECODE, GEMM, MOE, Task
+from .tasks_gemm import GEMM_SERVING_RESIDUAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ SERVING: tuple[Task, ...] = (
             "cold rows only, running minimum over m",
         ),
         scope="all m, n, k of the dtype; cold rows only, running minimum over m",
+        residual=GEMM_SERVING_RESIDUAL,
     ),
     replace(
         _serving(
@@ -74,6 +76,5 @@ SERVING: tuple[Task, ...] = (
         residual=ResidualPlan(MOE_KNOTS, dict.fromkeys(MOE_KNOTS, 0.05), 3e-3),
     ),
     _serving(DECODE, cold_rows, "cold rows only"),
-    _serving(DECODE_MHA, cold_rows, "cold rows only"),
 )
 """Fitted with every calibration; priced where the engine profile says `serving_kernels`."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stepline.traces.errors import CalibrationError
 
-from .fit import MIN_ROWS, Fitted, fit_task
+from .fit import MIN_ROWS, MIN_SERVING_ROWS, Fitted, fit_task
 from .fit_core import Array
 from .sources import Source
-from .splits import SPLITS, held_out
-from .tasks import GEMM, TASKS, Task, columns_of, rows_for
+from .splits import SEEDLESS, SPLITS, Mask, held_out
+from .task import families
+from .tasks import GEMM, TASKS, Columns, Task, columns_of, rows_for
 from .tasks_mla import mla_tasks
+from .tasks_serving import SERVING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +69,7 @@ def validate(
         if kernels and task.name not in kernels:
             continue
         rows = rows_for(task, source.table, source.gpu, dtype)
-        if len(rows) < MIN_ROWS:
+        if len(rows) < (MIN_SERVING_ROWS if task in SERVING else MIN_ROWS):
             continue
         for split in splits:
             scores += _scores(task, rows, source, dtype, split, seeds)
@@ -84,16 +86,18 @@ def tasks_of(source: Source, dtype: str) -> tuple[Task, ...]:
     """All tasks; those of latent attention stand on a GEMM form fitted on all rows."""
     rows = rows_for(GEMM, source.table, source.gpu, dtype)
     if len(rows) < MIN_ROWS:
-        return TASKS
+        return (*TASKS, *SERVING)
     gemm = fit_task(GEMM, rows, source.gpu, dtype, residual=False).fit.constants
-    return (*TASKS, *mla_tasks(gemm))
+    return (*TASKS, *mla_tasks(gemm), *SERVING)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """Held-out rows of one seed: regime and log(predicted / measured) by model, and its means by shape family."""
+    """Held-out rows of one seed: where each belongs (regime or subset -> mask), log(predicted / measured) by model,
+    and its means by shape family.
+    """
 
-    regime: Array
+    parts: dict[str, Mask]
     log_ratio: dict[str, Array]
     family_means: dict[str, Array]
 
@@ -102,7 +106,7 @@ def _scores(
     task: Task, rows: pd.DataFrame, source: Source, dtype: str, split: str, seeds: int
 ) -> list[Score]:
     held: list[_Held] = []
-    for seed in range(seeds):
+    for seed in range(1 if split in SEEDLESS else seeds):
         mask = held_out(rows, task, split, seed)
         if mask is not None:
             fitted = fit_task(task, rows[~mask], source.gpu, dtype)
@@ -116,9 +120,9 @@ def _leave_one_out(task: Task, rows: pd.DataFrame, source: Source, dtype: str) -
     for i in range(len(rows)):
         mask = np.arange(len(rows)) == i
         parts.append(_hold(task, fit_task(task, rows[~mask], source.gpu, dtype), rows[mask], source, dtype))
-    regime = np.concatenate([part.regime for part in parts])
+    masks = {name: np.concatenate([held.parts[name] for held in parts]) for name in parts[0].parts}
     ratios = {m: np.concatenate([part.log_ratio[m] for part in parts]) for m in parts[0].log_ratio}
-    return [_Held(regime, ratios, ratios)]
+    return [_Held(masks, ratios, ratios)]
 
 
 def _hold(task: Task, fitted: Fitted, rows: pd.DataFrame, source: Source, dtype: str) -> _Held:
@@ -129,23 +133,20 @@ def _hold(task: Task, fitted: Fitted, rows: pd.DataFrame, source: Source, dtype:
     }
     if fitted.residual is not None:
         predicted["residual"] = fitted.seconds(x, source.gpu, dtype)
-    edges = np.array(task.regime[1])
     log_ratio = {model: np.log(p / seconds) for model, p in predicted.items()}
-    family = rows.groupby(list(task.group), sort=True).ngroup().to_numpy()
+    family = families(rows, task)
     rows_of = np.bincount(family)
     means = {model: np.bincount(family, weights=ratio) / rows_of for model, ratio in log_ratio.items()}
-    return _Held(np.searchsorted(edges, x[task.regime[0]], side="left").astype(float), log_ratio, means)
+    return _Held(parts_of(task, x), log_ratio, means)
 
 
 def _collect(task: Task, split: str, held: list[_Held]) -> list[Score]:
     if not held:
         return []
     scores = []
-    for regime, name in [(-1, "all"), *enumerate(regime_names(task))]:
+    for name in held[0].parts:
         for model in MODELS:
-            seeds = [
-                h.log_ratio[model][(h.regime == regime) | (regime < 0)] for h in held if model in h.log_ratio
-            ]
+            seeds = [h.log_ratio[model][h.parts[name]] for h in held if model in h.log_ratio]
             seeds = [s for s in seeds if len(s)]
             if not seeds:
                 continue
@@ -169,6 +170,15 @@ def _collect(task: Task, split: str, held: list[_Held]) -> list[Score]:
                 )
             )
     return scores
+
+
+def parts_of(task: Task, x: Columns) -> dict[str, Mask]:
+    """Which rows belong to what is scored on its own: all, each regime, each subset of the task."""
+    column, edges = task.regime
+    regime = np.searchsorted(np.array(edges), x[column], side="left")
+    parts = {"all": np.ones(len(regime), dtype=bool)}
+    parts |= {name: regime == i for i, name in enumerate(regime_names(task))}
+    return parts | {name: subset(x) for name, subset in task.subsets.items()}
 
 
 def regime_names(task: Task) -> list[str]:

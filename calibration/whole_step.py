@@ -16,7 +16,7 @@ from stepline.traces.errors import CalibrationError
 
 from .fit import fit_calibration
 from .sources import Source
-from .tasks import DECODE, DECODE_MHA, GEMM, PREFILL, PREFILL_MHA, Task, merged
+from .tasks import DECODE, GEMM, PREFILL, PREFILL_MHA, Task, merged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +150,7 @@ def _tables(source: Source, model: ModelSpec, tp: int) -> Tables | None:
     mha = model.n_heads == model.n_kv_heads
     gemm = merged(GEMM.select(source.table, "bf16"), GEMM)
     prefill = _of_heads(source, PREFILL_MHA if mha else PREFILL, heads, kv_heads)
-    decode = _of_heads(source, DECODE_MHA if mha else DECODE, heads, kv_heads)
+    decode = _of_heads(source, DECODE, heads, kv_heads)
     links = (
         [_collective(source, kind, tp) for kind in ("all_reduce", "all_gather")] if tp > 1 else [None, None]
     )

@@ -16,7 +16,7 @@ from stepline.sim.cli.main import main as simulate
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(p for p in DOCS.rglob("*.md"))
-TESTED_ELSEWHERE = {"write-a-policy.md", "accuracy.md"}
+TESTED_ELSEWHERE = {"write-a-policy.md"}
 SLOW = {"calibrate-a-gpu.md", "compare-settings.md", "plan-capacity.md", "scale-out.md"}
 NAMES = [
     pytest.param(str(p.relative_to(DOCS)), marks=[pytest.mark.slow] if p.name in SLOW else [])

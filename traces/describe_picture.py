@@ -132,7 +132,7 @@ def _kinds() -> Any:
     return alt.Color(
         "kind:N",
         scale=alt.Scale(domain=["input", "output"], range=list(_COLOURS)),
-        legend=alt.Legend(title=None, orient="top-left"),
+        legend=alt.Legend(title=None, orient="top"),
     )
 
 

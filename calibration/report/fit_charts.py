@@ -16,7 +16,6 @@ KERNEL_TITLES = {
     "attention_prefill": "prefill attention, grouped heads",
     "attention_prefill_mha": "prefill attention, MHA",
     "attention_decode": "decode attention, grouped heads",
-    "attention_decode_mha": "decode attention, MHA",
 }
 
 

@@ -96,7 +96,6 @@ AXIS_TITLES = {
     "attention_prefill": ("prompt tokens", "batch · KV heads"),
     "attention_prefill_mha": ("prompt tokens", "batch · heads"),
     "attention_decode": ("context tokens", "batch · KV heads"),
-    "attention_decode_mha": ("context tokens", "batch · heads"),
 }
 """Titles of the axes of the residual maps; kernels that are not here have no map."""
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 from stepline.sim.cost.catalogue import load_gpu, load_model
 from stepline.sim.cost.operators import (
     attention_flops,
-    bytes_per_element,
     gemm_flops,
     gemm_weight_bytes,
     head_linear,
@@ -110,9 +109,7 @@ def total_params(name: str) -> int:
 
 def kv(name: str, tokens: float, dtype: str = "bf16") -> float:
     """Bytes of keys and values of `tokens` over all layers, without the group scales that a 4-bit cache also stores."""
-    bare = {"int4": bytes_per_element("int8") / 2, "fp4": bytes_per_element("fp8") / 2}
-    per_element = bare.get(dtype) or bytes_per_element(dtype)
-    return tokens * kv_bytes_per_token(model(name)) * per_element / bytes_per_element("bf16")
+    return tokens * kv_bytes_per_token(model(name), dtype)
 
 
 def layer_kv(name: str, tokens: float = 1) -> float:

@@ -24,6 +24,7 @@ class OutputsFirstPolicy:
         if getattr(self.inner, "oracle", False):
             raise ValueError(f"inner: got {inner!r}, expected a policy that is no oracle")
         self._outputs: deque[Segment] = deque()
+        self.leaves_only = getattr(self.inner, "leaves_only", False)
         self.head_first = getattr(self.inner, "head_first", False)
         for name in ("on_admit", "expired"):
             if hasattr(self.inner, name):

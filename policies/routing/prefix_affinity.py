@@ -35,7 +35,9 @@ class PrefixAffinityPolicy(LeastOf):
             if not value >= 0:
                 raise ConfigError(f"{name}: got {value!r}, expected a number >= 0")
         self._threshold, self._abs, self._rel = threshold, balance_abs, balance_rel
-        self._known: dict[int, _Known] = {}
+        self._index = _Index()
+        self._shown: list[Any] = []
+        self._open = 0
 
     def choose(self, request: Sequence, replicas: list[Any]) -> int:
         """The replica with the longest prefix, or with the fewest requests."""
@@ -46,47 +48,59 @@ class PrefixAffinityPolicy(LeastOf):
         low, high = min(loads), max(loads)
         unbalanced = high - low > self._abs and high > self._rel * low
         chosen = self.pick(loads) if unbalanced else self._affine(ids, replicas, loads)
-        self._of(replicas[chosen]).add(ids, request.hash_ends)
+        self._index.add(replicas[chosen], ids, request.hash_ends)
         return chosen
 
     def _affine(self, ids: tuple[int, ...], replicas: list[Any], loads: list[int]) -> int:
-        hits = [self._of(r).match(ids) for r in replicas]
-        longest = max(hits)
+        longest, holders = self._index.match(ids, self._bits(replicas))
         if longest == 0 or longest < self._threshold * len(ids):
             return self.pick(loads)
-        return self.pick([n if hit == longest else float("inf") for n, hit in zip(loads, hits, strict=True)])
+        return self.pick(
+            [n if holders >> r.index & 1 else float("inf") for n, r in zip(loads, replicas, strict=True)]
+        )
 
-    def _of(self, replica: Any) -> _Known:
-        known = self._known.get(replica.index)
-        if known is None:
-            known = self._known[replica.index] = _Known(replica.total_blocks)
-        return known
+    def _bits(self, replicas: list[Any]) -> int:
+        """The replicas as bits at their numbers."""
+        if replicas is not self._shown:
+            self._shown, self._open = replicas, sum([1 << r.index for r in replicas])
+        return self._open
 
 
-class _Known:
-    """Ids sent to one replica, with their blocks; the least recently sent go first. Ids are prefix-chained."""
+class _Index:
+    """Ids sent to each replica, with their blocks; the least recently sent go first. Ids are prefix-chained.
 
-    def __init__(self, blocks: int) -> None:
-        self.room = blocks
-        self.ids: OrderedDict[int, int] = OrderedDict()
+    `holders`: of an id, the replicas that know it as bits, so that a look-up costs the same however many there are.
+    """
 
-    def match(self, ids: tuple[int, ...]) -> int:
-        """How many leading ids are known: by bisection, since an id is known only with all before it."""
-        known = self.ids
-        if ids[0] not in known:
-            return 0
+    def __init__(self) -> None:
+        self.holders: dict[int, int] = {}
+        self.known: dict[int, OrderedDict[int, int]] = {}
+        self.room: dict[int, int] = {}
+
+    def match(self, ids: tuple[int, ...], among: int) -> tuple[int, int]:
+        """How many leading ids some of these replicas know, and which: by bisection, since a replica knows an id only with
+        all before it."""
+        holders = self.holders
+        found = holders.get(ids[0], 0) & among
+        if not found:
+            return 0, 0
         low, high = 1, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
-            if ids[middle - 1] in known:
-                low = middle
+            deeper = holders.get(ids[middle - 1], 0) & among
+            if deeper:
+                low, found = middle, deeper
             else:
                 high = middle - 1
-        return low
+        return low, found
 
-    def add(self, ids: tuple[int, ...], ends: tuple[int, ...]) -> None:
+    def add(self, replica: Any, ids: tuple[int, ...], ends: tuple[int, ...]) -> None:
         """Note a prompt; its head counts as the most recent, so that tails go first."""
-        known = self.ids
+        index, holders = replica.index, self.holders
+        known = self.known.get(index)
+        if known is None:
+            known, self.room[index] = self.known.setdefault(index, OrderedDict()), replica.total_blocks
+        room, bit = self.room[index], 1 << index
         for i in range(len(ids) - 1, -1, -1):
             key = ids[i]
             if key in known:
@@ -94,7 +108,14 @@ class _Known:
             else:
                 blocks = ends[i] - (ends[i - 1] if i else 0)
                 known[key] = blocks
-                self.room -= blocks
-        while self.room < 0 and known:
-            _, blocks = known.popitem(last=False)
-            self.room += blocks
+                holders[key] = holders.get(key, 0) | bit
+                room -= blocks
+        while room < 0 and known:
+            key, blocks = known.popitem(last=False)
+            room += blocks
+            left = holders[key] & ~bit
+            if left:
+                holders[key] = left
+            else:
+                del holders[key]
+        self.room[index] = room

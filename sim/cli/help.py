@@ -19,22 +19,24 @@ examples:
 load       --trace FILE  --trace-format NAME  --hash-block-size TOKENS  --request-rate PER_S  --spread-quantum
            --replay open|closed  --rate-scale X  --rate-scale-mode sessions|compress
            --max-concurrency N  --client-timeout S  --slo LIMITS|mlperf:NAME  --seed N
-hardware   --model NAME|config.json  --gpu NAME|FILE  --tp N (--tensor-parallel-size)  --dtype FORMAT
+hardware   --model NAME|config.json  --gpu NAME|FILE  --dtype FORMAT  --vllm-args 'FLAGS OF A SERVER'
            --kv-cache-dtype FORMAT  --cost-model NAME|module:Class  --calibration NAME|FILE  --usd-per-gpu-hour USD
+parallel   --tp N (--tensor-parallel-size)  --pp N (--pipeline-parallel-size)  --dp N (--data-parallel-size)
+           --enable-expert-parallel  --expert-skew A
 what if    --attention-backend auto|flash|flash-decoding|naive  --elementwise fused|separate  --enforce-eager
 scheduling --policy NAME|module:Class[:k=v,...]  --engine NAME  --preemption NAME  --admission NAME
+           --speculative-config JSON  --enable-lora  --max-loras N  --max-lora-rank N  --generation-config NAME
            --max-num-batched-tokens N  --max-num-seqs N  --max-model-len N  --long-prefill-token-threshold N
-           --generation-config NAME  --vllm-args 'FLAGS OF A SERVER'
 fleet      --replicas N  --routing NAME  --router-scrape-interval S  --fleet gpu=G,tp=N,count=N[+...]
            --disaggregate prefill=N,decode=N[,link=NAME,...]  --decode-routing NAME  --stragglers frac=X,factor=X
            --failures mtbf=S,mttr=S|replica=N,at=S,for=S  --autoscale min=N,max=N,target=X[,metric=NAME,...]
 KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-caching  --block-size N
-           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N
+           --gpu-memory-utilization FRAC  --num-gpu-blocks-override N  --kv-offloading-size GIB
+           --kv-offloading-ssd-size GIB  --kv-offloading-backend native[:k=v,...]
 results    --out DIR  --no-save  --record-steps  --uncertainty [DRAWS]  --json  --quiet
 files      --report [FILE]  --vllm-bench-json FILE  --prometheus FILE  --perfetto FILE
 
-A hardware, scheduling or KV cache option takes several values: repeat it, or use commas.
---help-all explains every option and its default."""
+Options of the server take several values: repeat them, or use commas. --help-all explains every option and its default."""
 
 
 def short_help() -> str:

@@ -24,9 +24,22 @@ _MODEL: tuple[tuple[str, _Convert, str, str], ...] = (
     ("model", str, "NAME|config.json", "model: built-in name or a Hugging Face config.json (llama-3.1-8b)"),
     ("gpu", str, "NAME|FILE", "GPU: built-in name or a TOML/JSON spec (h100-sxm)"),
     ("tensor-parallel-size", integer, "N", "GPUs that share one replica, also --tp (1)"),
+    ("pipeline-parallel-size", integer, "N", "stages that hold the layers of one replica, also --pp (1)"),
+    ("data-parallel-size", integer, "N", "ranks of an MoE model that share its experts, also --dp (1)"),
+    ("enable-expert-parallel", switch, "BOOL", "whole experts on each GPU, in place of slices of all (off)"),
+    ("expert-skew", number, "A", "popularity of experts falls as rank^-A, 0: uniform (engine's)"),
     ("replicas", integer, "N", "replicas behind the router (1)"),
     ("dtype", str, "FORMAT", "weights: auto, bf16, fp8, int8, int4, fp4 (auto: the model's own)"),
     ("kv-cache-dtype", str, "FORMAT", "KV cache: auto, fp8, ... (auto: bf16)"),
+    (
+        "speculative-config",
+        str,
+        "JSON",
+        'drafted tokens, e.g. {"method": "eagle", "num_speculative_tokens": 3, "acceptance": 0.7}',
+    ),
+    ("enable-lora", switch, "BOOL", "the trace's adapters are loaded and run (off)"),
+    ("max-loras", integer, "N", "LoRA adapters on the GPU at a time (1)"),
+    ("max-lora-rank", integer, "N", "rank of the adapters (16)"),
     ("attention-backend", str, "NAME", "what if: auto, flash, flash-decoding or naive (auto: as timed)"),
     ("elementwise", str, "NAME", "what if norms take residual adds along: fused, or separate (fused)"),
     ("enforce-eager", switch, "BOOL", "no CUDA graphs: the host launches every kernel (off)"),
@@ -63,12 +76,28 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
+    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    (
+        "kv-offloading-backend",
+        str,
+        "native[:k=v,...]",
+        "write=write-through|on-evict, load=cost|always, eviction=NAME, ... (native)",
+    ),
 )
+
+_ALSO = {
+    "tensor-parallel-size": ("--tp",),
+    "pipeline-parallel-size": ("--pp",),
+    "data-parallel-size": ("--dp",),
+}
+"""Short names of flags."""
 
 _PLUGINS = (
     "policy", "kv_eviction", "preemption", "admission", "kv_compression", "routing", "decode_routing", "cost_model",
+    "kv_offloading_backend",
 )  # fmt: skip
-_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+_TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
 """Flags whose values have commas of their own: repeat the flag to give several."""
 NONE = "none"
 """The value of such a flag that stands for not giving it, in a comparison with and without."""
@@ -107,7 +136,7 @@ def add_run_options(parser: Parser) -> None:
     for title, rows in (("hardware and model", _MODEL), ("scheduling", _SCHEDULING), ("KV cache", _MEMORY)):
         group = parser.add_argument_group(title)
         for name, convert, metavar, text in rows:
-            names = [f"--{name}", "--tp"] if name == "tensor-parallel-size" else [f"--{name}"]
+            names = [f"--{name}", *_ALSO.get(name, ())]
             bare: dict[str, Any] = {"nargs": "?", "const": "true"} if convert is switch else {}
             group.add_argument(
                 *names, dest=name.replace("-", "_"), action="append", metavar=metavar, help=text, **bare
@@ -203,11 +232,20 @@ def with_vllm_args(args: argparse.Namespace) -> argparse.Namespace:
     }
     if args.enable_prefix_caching is None:
         absent["enable_prefix_caching"] = found.prefix_caching
+    if "data_parallel_size" in absent and not _has_experts(absent.get("model") or args.model):
+        absent["replicas"] = absent.pop("data_parallel_size")  # ranks that share nothing
     if found.passed_over and not getattr(args, "quiet", False):
         text = "without effect on a simulation"
         print(f"simulate: --vllm-args: {', '.join(found.passed_over)}: {text}", file=sys.stderr)
     vars(args).update(absent, vllm_args=None)
     return args
+
+
+def _has_experts(models: Sequence[str] | None) -> bool:
+    from stepline.sim.cost.catalogue import load_model
+    from stepline.sim.study.config import RunConfig
+
+    return load_model((models or [RunConfig().model])[0]).moe is not None
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -221,7 +259,7 @@ _SINGLE = (
 )  # fmt: skip
 """Flags with one value for all runs of a call."""
 
-_SHORT = {"tensor_parallel_size": "tp"}
+_SHORT = {"tensor_parallel_size": "tp", "pipeline_parallel_size": "pp", "data_parallel_size": "dp"}
 
 
 def label_of(differing: dict[str, Any]) -> str:

@@ -126,7 +126,10 @@ def print_view(content: Any, results: Mapping[str, RunResult]) -> None:
 
 def print_place(directory: Path) -> None:
     """Say where the results are, and the page if there is one."""
-    page = next((p for name in ("report.html", "comparison.html") if (p := directory / name).exists()), None)
+    page = next(
+        (p for name in ("report.html", "comparison.html", "plan.html") if (p := directory / name).exists()),
+        None,
+    )
     _console().print(f"results   {directory}", style="dim", soft_wrap=True)
     if page is not None:
         _console().print(f"page      {page}", style="dim", soft_wrap=True)

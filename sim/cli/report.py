@@ -86,7 +86,7 @@ def _write_plan(args: Any) -> Path:
     place: Path = args.out or directory / "plan.html"
     check_parent(place, "--out")
     plan = orjson.loads((directory / "plan.json").read_bytes())
-    if "answer" not in plan:
+    if "details" not in plan:
         raise ConfigError(f"{directory}: written by an older version; make the plan again")
     command = read_manifest(directory)["command"]
     write_whole(place, plan_page(plan, plan["answer"], command).encode())

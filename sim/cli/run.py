@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from .parser import Parser, integer
+from .progress import progress_bar, working
 
 if TYPE_CHECKING:
     from stepline.sim.engine.result import RunResult
@@ -106,7 +107,8 @@ def _trace(args: Namespace, configs: dict[str, RunConfig]) -> Trace:
 
     from .options import reading_options
 
-    trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
+    with working(f"reading {args.trace}", shown=not args.quiet):
+        trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
     _warn(trace.warnings, args)
     return trace
 
@@ -115,15 +117,25 @@ def _results(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> di
     from stepline.sim.study.run import simulate_resolved
     from stepline.sim.study.setup import resolve
 
-    from .progress import progress_bar
-
     setups = {label: resolve(config) for label, config in configs.items()}
     results = {}
     for label, setup in setups.items():
         with progress_bar(label, shown=not args.quiet) as on_progress:
             results[label] = simulate_resolved(trace, setup, label=label, on_progress=on_progress)
-        _warn(results[label].warnings, args, label if len(setups) > 1 else None)
+    _warn(_together({label: result.warnings for label, result in results.items()}), args)
     return results
+
+
+def _together(warnings: dict[str, tuple[str, ...]]) -> list[str]:
+    """Each warning once; with the runs that it is about, unless it is about all of them."""
+    about: dict[str, list[str]] = {}
+    for label, texts in warnings.items():
+        for text in texts:
+            about.setdefault(text, []).append(label)
+    return [
+        text if len(labels) == len(warnings) else f"{', '.join(labels)}: {text}"
+        for text, labels in about.items()
+    ]
 
 
 def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> dict[str, Any] | None:
@@ -132,13 +144,14 @@ def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> 
         return None
     from stepline.sim.study.uncertainty import intervals
 
-    return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
+    with working(f"{args.uncertainty} draws of the kernel constants", shown=not args.quiet):
+        return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
 
 
-def _warn(warnings: Sequence[str], args: Namespace, label: str | None = None) -> None:
+def _warn(warnings: Sequence[str], args: Namespace) -> None:
     if not args.quiet:
         for text in warnings:
-            print(f"simulate: warning: {f'{label}: ' if label else ''}{text}", file=sys.stderr)
+            print(f"simulate: warning: {text}", file=sys.stderr)
 
 
 def _output(
@@ -148,7 +161,8 @@ def _output(
     from .files import write_files
     from .output import print_place, print_view, save
 
-    content = _content(results)
+    with working("summing up", shown=not args.quiet):
+        content = _content(results)
     if uncertainty is not None:
         content["uncertainty"] = uncertainty
     if args.json:
@@ -157,10 +171,12 @@ def _output(
         sys.stdout.write(json_bytes(_as_json(content)).decode())
     elif not args.quiet:
         print_view(content, results)
-    write_files(args, content, results, shlex.join(command))
+    with working("writing files", shown=not args.quiet):
+        write_files(args, content, results, shlex.join(command))
     if not args.no_save:
         report = args.report == ""
-        directory = save(content, results, args.out, args.trace, command, report=report)
+        with working("writing results", shown=not args.quiet):
+            directory = save(content, results, args.out, args.trace, command, report=report)
         if not args.quiet and not args.json:
             print_place(directory)
 

@@ -149,4 +149,5 @@ def _print(args: Namespace, result: SweepResult) -> None:
 
 
 def _words(settings: Any) -> str:
-    return ", ".join(f"{k}={v}" for k, v in settings.items()) or "the only point"
+    """What a point says of its own."""
+    return ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None) or "the only point"

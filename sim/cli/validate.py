@@ -101,6 +101,8 @@ def print_report(result: Validation, *, experiments: bool) -> None:
             _section("Mean absolute error by experiment (%)", _by_experiment(result.experiments()))
         for key in ("group", "arch", "tp", "engine", "gpu", "model"):
             _section(f"By {key} (%)", result.groups(key))
+            if key == "group":
+                _section("By group, median of the experiments (%)", result.groups(key, "median"))
         _section("Other simulators, and ours on the same experiments (%)", result.against_peers())
     warnings = sorted({w for o in result.outcomes for w in o.warnings})
     for title, lines in (

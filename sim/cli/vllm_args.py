@@ -14,7 +14,8 @@ from stepline.traces.errors import ConfigError, nearest
 TAKEN = {
     "model": "model",
     "tensor-parallel-size": "tensor_parallel_size",
-    "data-parallel-size": "replicas",
+    "pipeline-parallel-size": "pipeline_parallel_size",
+    "data-parallel-size": "data_parallel_size",
     "dtype": "dtype",
     "quantization": "dtype",
     "kv-cache-dtype": "kv_cache_dtype",
@@ -25,9 +26,14 @@ TAKEN = {
     "block-size": "block_size",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "num-gpu-blocks-override": "num_gpu_blocks_override",
+    "kv-offloading-size": "kv_offloading_size",
+    "kv-offloading-backend": "kv_offloading_backend",
     "generation-config": "generation_config",
     "scheduling-policy": "policy",
     "attention-backend": "attention_backend",
+    "speculative-config": "speculative_config",
+    "max-loras": "max_loras",
+    "max-lora-rank": "max_lora_rank",
 }
 """Flags with a value: the setting that each becomes."""
 
@@ -38,7 +44,11 @@ SHORT = {
     "-pp": "pipeline-parallel-size",
 }
 
-TURNED_ON = {"enforce-eager": "enforce_eager"}
+TURNED_ON = {
+    "enforce-eager": "enforce_eager",
+    "enable-expert-parallel": "enable_expert_parallel",
+    "enable-lora": "enable_lora",
+}
 """Flags without a value: the setting that each turns on."""
 
 SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
@@ -58,13 +68,8 @@ _VALUELESS = {
 }  # fmt: skip
 
 REFUSED = {
-    "pipeline-parallel-size": "pipeline parallelism is not simulated",
-    "speculative-config": "speculative decoding is not simulated",
-    "enable-expert-parallel": "expert parallelism is not simulated",
-    "enable-lora": "LoRA is not simulated",
     "cpu-offload-gb": "weights in host memory are not simulated",
     "kv-transfer-config": "KV transfer between servers is not simulated",
-    "kv-offloading-size": "KV offloading is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
 }
@@ -118,9 +123,7 @@ def imported(text: str) -> Imported:
             if value is None and name not in _VALUELESS:
                 _value(name, words)
         else:
-            _refuse(name, value if value is not None or not words else words[0])
-            if value is None:
-                words.pop(0)
+            raise _refused(name)
     return Imported(settings, caching, tuple(passed_over))
 
 
@@ -177,11 +180,10 @@ def _named(name: str, value: str, known: dict[str, str]) -> str:
     return known[value]
 
 
-def _refuse(name: str, value: str | None) -> None:
-    if name == "pipeline-parallel-size" and value == "1":
-        return
+def _refused(name: str) -> ConfigError:
+    """What to say of a flag that is not simulated, or not vLLM's."""
     if name in REFUSED:
-        raise ConfigError(f"--vllm-args: --{name}: {REFUSED[name]}")
+        return ConfigError(f"--vllm-args: --{name}: {REFUSED[name]}")
     known = {*TAKEN, *TURNED_ON, *SWITCHES, *PASSED_OVER, *REFUSED}
     hint = nearest(name, known).split(" (known:", 1)[0]
-    raise ConfigError(f"--vllm-args: unknown flag --{name}{hint}")
+    return ConfigError(f"--vllm-args: unknown flag --{name}{hint}")

@@ -10,8 +10,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import simpy
 
+from ..engine.clock import Environment, Event, wake_at
 from ..engine.kv_cache import block_ends
 from ..engine.sequence import DONE, Sequence
 
@@ -22,10 +22,20 @@ Replay = Literal["open", "closed"]
 CHUNK_ROWS = 65_536
 
 
-class SequenceFactory:
-    """Makes the `Sequence` of a trace row: hot columns as Python numbers, the optional ones only where present."""
+ADAPTER_IDS = 1 << 64
+"""Ids of a trace are 64-bit numbers: those of each adapter are moved beyond all others'."""
 
-    def __init__(self, trace: Trace, max_model_len: int, block_size: int, *, caching: bool) -> None:
+
+class SequenceFactory:
+    """Makes the `Sequence` of a trace row: hot columns as Python numbers, the optional ones only where present.
+
+    `adapters`: keys and values depend on the LoRA adapter, so that no prefix is shared between two (vLLM hashes its id
+    into every block).
+    """
+
+    def __init__(
+        self, trace: Trace, max_model_len: int, block_size: int, *, caching: bool, adapters: bool = False
+    ) -> None:
         self.trace = trace
         self.inputs = array("q", trace.input_tokens.astype(np.int64).tobytes())
         self.max_model_len = max_model_len
@@ -34,8 +44,13 @@ class SequenceFactory:
         self.limits = columns.get("max_output_tokens")
         self.hashed = caching and trace.hash_ids is not None
         self.labels = {
-            k: columns[k] for k in ("priority", "tenant", "session_id", "slo_class") if k in columns
+            k: columns[k]
+            for k in ("priority", "tenant", "session_id", "slo_class", "adapter")
+            if k in columns
         }
+
+        named = columns.get("adapter", ()) if adapters else ()
+        self.adapters = {name: i for i, name in enumerate(dict.fromkeys(named)) if name is not None}
 
     def make(self, index: int, sent_s: float, arrival_s: float) -> Sequence:
         """The sequence of row `index`, sent at `sent_s`, at the engine's queue at `arrival_s`."""
@@ -56,6 +71,9 @@ class SequenceFactory:
         ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
         if ids is None or trace.block_size is None:
             return None, ()
+        if self.adapters and (adapter := trace.columns["adapter"][index]) is not None:
+            own = (self.adapters[adapter] + 1) * ADAPTER_IDS
+            ids = tuple([key + own for key in ids])
         return ids, block_ends(len(ids), int(trace.block_size[index]), self.block_size, self.inputs[index])
 
     def renew(self, seq: Sequence, now_s: float) -> None:
@@ -75,7 +93,7 @@ class Clients:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         trace: Trace,
         factory: SequenceFactory,
         *,
@@ -151,10 +169,9 @@ class Clients:
             self._wait()
 
     def _wait(self) -> None:
-        event = simpy.Timeout(self.env, max(0.0, self.chunk_due[self.i] - self.env.now))
-        event.callbacks.append(self._on_due)
+        wake_at(self.env, self.chunk_due[self.i], self._on_due)
 
-    def _on_due(self, _: simpy.Event) -> None:
+    def _on_due(self, _: Event) -> None:
         """Send every row that is due now, then let the replicas take them up."""
         dues, at = self.chunk_due, self.i
         now = dues[at]
@@ -216,12 +233,11 @@ class Clients:
     def _at(self, time_s: float, action: Callable[[], bool]) -> None:
         """Do something at a time (not before now), then let the replicas take up what it sent."""
 
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             if action():
                 self.settle()
 
-        event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-        event.callbacks.append(act)
+        wake_at(self.env, time_s, act)
 
     def _free_slot(self) -> bool:
         self.outstanding -= 1
@@ -244,10 +260,9 @@ class Clients:
             heappop(deadlines)
         if deadlines and deadlines[0][0] < self.watched_s:
             self.watched_s = deadlines[0][0]
-            event = simpy.Timeout(self.env, max(0.0, self.watched_s - self.env.now), self.watched_s)
-            event.callbacks.append(self._on_deadline)
+            wake_at(self.env, self.watched_s, self._on_deadline, self.watched_s)
 
-    def _on_deadline(self, event: simpy.Event) -> None:
+    def _on_deadline(self, event: Event) -> None:
         """Give up on whatever is due: the server hears of it in its own time, the next turn does not wait for that."""
         if event.value != self.watched_s:
             return  # an earlier deadline has come up since

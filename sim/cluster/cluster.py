@@ -7,25 +7,28 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import simpy
 from numpy.typing import NDArray
 from stepline.traces.errors import InvariantError
 
 from ..engine.accounting import StepAccounting, combine
 from ..engine.block_watch import BlockLog, WatchedEviction
+from ..engine.clock import Environment, NothingLeft
 from ..engine.kv_cache import KVCache
 from ..engine.life_log import LifeLog
+from ..engine.offloading_replica import OffloadingReplica
 from ..engine.replica import Replica
 from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
 from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
 from .fleet import BusyLog, Fleet, are_alike, hardware, mean_peaks
+from .mechanisms import VerificationLog, mechanisms
 from .spec import ClusterSpec, ReplicaSpec
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class _Run:
     def __init__(self, trace: Trace, spec: ClusterSpec) -> None:
         spec.check()
         self.trace, self.spec = trace, spec
-        self.env = simpy.Environment()
+        self.env = Environment()
         self.requests = RequestLog()
         self.gaps = GapLog()
         self.lives = LifeLog(with_chunks=spec.record_steps)
@@ -77,10 +80,14 @@ class _Run:
         self.accountings: list[StepAccounting] = []
         self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
         self.busy = BusyLog(len(spec.replicas))
+        self.verified = VerificationLog()
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
-        self.factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
+        lora = any(r.max_loras is not None for r in spec.replicas)
+        self.factory = SequenceFactory(
+            trace, first.max_model_len, first.block_size, caching=caching, adapters=lora
+        )
         self.fleet = self._fleet()
         door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(
@@ -117,14 +124,17 @@ class _Run:
     def _replica(self, index: int, spec: ReplicaSpec) -> Replica:
         windows = tuple([w for w, _ in spec.model.windows])
         capped = spec.compression is not None and spec.compression.cap_tokens is not None
-        grows_evenly = windows == (None,) and not capped
+        grows_evenly = windows == (None,) and not capped and spec.tape is None and not spec.max_loras
+        n_contexts = len(windows) + (spec.max_loras is not None)
         log = self.logs.get((id(spec.cost_model), grows_evenly))
         if log is None:
-            accounting = StepAccounting(spec.cost_model, len(windows), {})
+            accounting = StepAccounting(spec.cost_model, n_contexts, {})
             sinks: list[Any] = [accounting, self.gaps.take_steps, self.busy]
+            if spec.tape is not None:
+                sinks.append(self.verified)
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
-            log = StepLog(len(windows), sinks, grows_evenly=grows_evenly)
+            log = StepLog(n_contexts, sinks, grows_evenly=grows_evenly, speculates=spec.tape is not None)
             self.logs[id(spec.cost_model), grows_evenly] = log
             self.accountings.append(accounting)
         kv = KVCache(spec.kv_blocks, spec.block_size, self._eviction(spec))
@@ -132,7 +142,10 @@ class _Run:
             kv.eviction.attach(kv)
         log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
         log.usable_blocks[index] = kv.usable
-        return Replica(
+        kind: Any = Replica
+        if spec.offloading is not None:
+            kind = partial(OffloadingReplica, offload=spec.offloading.build(spec, self._foreseeing))
+        replica: Replica = kind(
             self.env,
             index,
             limits=spec.limits,
@@ -150,17 +163,25 @@ class _Run:
             admission=spec.admission() if spec.admission else None,
             swap=spec.swap_space(),
             compression=spec.compression,
+            tape=spec.tape,
+            adapters=spec.adapter_slots(),
         )
+        return replica
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:
-        """A fresh eviction policy; an oracle is told the future."""
+        """A fresh eviction policy for a GPU's pool."""
         if spec.eviction is None:
             return None
-        policy = spec.eviction()
+        policy = self._foreseeing(spec.eviction)
+        return WatchedEviction(policy, self.block_log) if self.spec.record_blocks else policy
+
+    def _foreseeing(self, make: Callable[[], EvictionPolicy]) -> EvictionPolicy:
+        """A fresh eviction policy; an oracle is told the future."""
+        policy = make()
         foresee = getattr(policy, "foresee", None)
         if foresee is not None:
             foresee(self.trace.hash_ids)
-        return WatchedEviction(policy, self.block_log) if self.spec.record_blocks else policy
+        return policy
 
     def _ended(self, seq: Sequence, index: int, time_s: float, tokens: int, status: int) -> None:
         """A request has ended on replica `index`; its client knows at `time_s`."""
@@ -206,7 +227,7 @@ class _Run:
                     on_progress(
                         Progress(len(self.requests), total, self.env.now, time.perf_counter() - began)
                     )
-        except simpy.core.EmptySchedule:
+        except NothingLeft:
             pass
         finally:
             gc.enable()
@@ -232,6 +253,7 @@ class _Run:
             paid_s = sum(self.fleet.paid_s(begin_s, end_s))
             totals = replace(totals, idle_s=max(0.0, paid_s - totals.busy_s))
         caches = [replica.kv for replica in self.replicas]
+        offloads = [r.fetcher.offload for r in self.replicas if isinstance(r, OffloadingReplica)]
         return RunResult(
             requests=requests,
             gaps=self.gaps.gaps(),
@@ -243,18 +265,22 @@ class _Run:
                 "hit_tokens": sum(c.hit_tokens for c in caches),
                 "query_tokens": sum(c.query_tokens for c in caches),
                 "evicted_blocks": sum(c.evicted_blocks for c in caches),
+                "loads": sum(o.n_loads for o in offloads),
+                "load_s": sum(o.load_s for o in offloads),
             },
             config=self.spec.config,
-            n_gpus=sum(r.tp for r in self.spec.replicas),
+            n_gpus=sum(r.gpus for r in self.spec.replicas),
             peaks=mean_peaks(self.spec, self.busy.seconds),
             simulator={"wall_s": wall_s, "events": events, "steps": totals.steps},
             steps=self._steps(),
             warnings=self._warnings(),
             preemptions=preemptions,
             chunks=self.lives.chunk_table(),
+            tiers=_summed([o.figures(caches[0].block_size) for o in offloads]),
             block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns=dict(self.trace.columns),
             fleet=self._parts(begin_s, end_s),
+            mechanisms=mechanisms(self.verified, self.replicas),
         )
 
     def _parts(self, begin_s: float, end_s: float) -> dict[str, Any]:
@@ -296,6 +322,20 @@ class _Run:
                 raise InvariantError(
                     f"replica {replica.index}: {replica.kv.held} KV blocks held after the run"
                 )
+            if isinstance(replica, OffloadingReplica):
+                replica.fetcher.check()
+
+
+def _summed(parts: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Figures of tiers by name, summed over replicas."""
+    names = list(dict.fromkeys([name for part in parts for name in part]))
+    return {
+        name: {
+            key: sum([part[name][key] for part in parts if name in part])
+            for key in next(p[name] for p in parts if name in p)
+        }
+        for name in names
+    }
 
 
 def _outputs(trace: Trace) -> NDArray[np.int64]:

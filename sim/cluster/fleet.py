@@ -15,9 +15,9 @@ from .roster import Roster
 from .router import Router
 
 if TYPE_CHECKING:
-    import simpy
     from numpy.typing import NDArray
 
+    from ..engine.clock import Environment
     from ..engine.contracts import EvictionPolicy, RoutingPolicy
     from ..engine.replica import Replica
     from ..engine.sequence import Sequence
@@ -34,7 +34,7 @@ class Fleet:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         spec: ClusterSpec,
         replicas: list[Replica],
         *,
@@ -80,7 +80,7 @@ class Fleet:
             if replica.index < pools.prefill:
                 replica.seats.outputs = Ones()  # type: ignore[assignment]  # of outputs only an index is asked for
                 replica.seats.parked = {}
-                replica.link = Outlet(replica, copy_s)  # type: ignore[assignment]  # does what a host link does
+                replica.link = Outlet(replica, copy_s)
             else:
                 replica.seats.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
         back = self._router(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
@@ -143,7 +143,7 @@ class BusyLog:
 
 def are_alike(spec: ClusterSpec) -> bool:
     """Whether all replicas are on the same hardware at the same price."""
-    return len({(r.gpu.name, r.tp, r.usd_per_gpu_hour) for r in spec.replicas}) == 1
+    return len({(r.gpu.name, r.gpus, r.usd_per_gpu_hour) for r in spec.replicas}) == 1
 
 
 def mean_peaks(spec: ClusterSpec, busy_s: NDArray[np.float64]) -> dict[str, float]:
@@ -167,15 +167,15 @@ def hardware(spec: ClusterSpec, paid_s: list[float], busy_s: NDArray[np.float64]
     """
     kinds: dict[tuple[Any, ...], dict[str, Any]] = {}
     for i, (replica, paid) in enumerate(zip(spec.replicas, paid_s, strict=True)):
-        key = (replica.gpu.name, replica.tp, replica.usd_per_gpu_hour)
+        key = (replica.gpu.name, replica.gpus, replica.usd_per_gpu_hour)
         kind = kinds.setdefault(
             key,
             {"gpu": replica.gpu.name, "tp": replica.tp, "usd_per_gpu_hour": replica.usd_per_gpu_hour, "replicas": 0,
              "gpu_hours": 0.0, "busy_gpu_hours": 0.0},
         )  # fmt: skip
         kind["replicas"] += 1
-        kind["gpu_hours"] += replica.tp * paid / 3600
-        kind["busy_gpu_hours"] += replica.tp * float(busy_s[i]) / 3600
+        kind["gpu_hours"] += replica.gpus * paid / 3600
+        kind["busy_gpu_hours"] += replica.gpus * float(busy_s[i]) / 3600
     prices = [kind["usd_per_gpu_hour"] for kind in kinds.values()]
     usd = None if None in prices else sum(k["gpu_hours"] * k["usd_per_gpu_hour"] for k in kinds.values())
     return {

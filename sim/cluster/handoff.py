@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import simpy
 from stepline.traces.errors import ConfigError, InvariantError
 
+from ..engine.clock import Environment, Event, wake_at
 from ..engine.request_log import FINISHED, REJECTED, TIMED_OUT
 from ..engine.sequence import DONE, WAITING
 from .links import Link, Ports
@@ -154,7 +154,7 @@ class Handoff:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         rule: Disaggregation,
         specs: tuple[ReplicaSpec, ...],
         front: Router,
@@ -234,12 +234,11 @@ class Handoff:
         self._at(replica.now_s, lambda: self._offer(seq))
 
     def _at(self, time_s: float, action: Callable[[], bool]) -> None:
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             if action():
                 self.settle()
 
-        event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-        event.callbacks.append(act)
+        wake_at(self.env, time_s, act)
 
     def _offer(self, seq: Sequence) -> bool:
         if seq in self.moves:  # else its client has gone, or its replica

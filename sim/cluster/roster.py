@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import simpy
+from ..engine.clock import Environment, Event, wake_at
 
 if TYPE_CHECKING:
     from ..engine.replica import Replica
@@ -26,7 +26,7 @@ class State(Enum):
 class Roster:
     """The replicas behind a router. Times are simulated seconds; a replica is paid for unless it is OFF."""
 
-    def __init__(self, env: simpy.Environment, router: Router, on: int) -> None:
+    def __init__(self, env: Environment, router: Router, on: int) -> None:
         self.env = env
         self.router = router
         self.replicas = list(router.signals)
@@ -71,9 +71,8 @@ class Roster:
     def at(self, after_s: float, action: Callable[[], None]) -> None:
         """Do something later, then let replicas take up what it sent them."""
 
-        def act(_: simpy.Event) -> None:
+        def act(_: Event) -> None:
             action()
             self.router.settle()
 
-        event = simpy.Timeout(self.env, after_s)
-        event.callbacks.append(act)
+        wake_at(self.env, self.env.now + after_s, act)

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import simpy
 from stepline.traces.errors import InvariantError, PolicyError
 
+from ..engine.clock import Environment, Event, wake_at
 from ..engine.request_log import TIMED_OUT
 from ..engine.sequence import DONE
 from .signals import LiveSignals, ScrapedSignals
@@ -33,7 +33,7 @@ class Router:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         replicas: Iterable[Replica],
         policy: RoutingPolicy,
         *,
@@ -154,10 +154,9 @@ class Router:
         """Ask the policy for those who wait at a time (not before now)."""
         if not self.asked:
             self.asked = True
-            event = simpy.Timeout(self.env, max(0.0, time_s - self.env.now))
-            event.callbacks.append(self._on_asked)
+            wake_at(self.env, time_s, self._on_asked)
 
-    def _on_asked(self, _: simpy.Event) -> None:
+    def _on_asked(self, _: Event) -> None:
         self.asked = False
         if self._serve():
             self.settle()
@@ -197,10 +196,9 @@ class Router:
         self.shown = [ScrapedSignals(s) for s in live] if self.scrape_interval_s else list(live)
 
     def _wait_scrape(self) -> None:
-        event = simpy.Timeout(self.env, self.scrape_interval_s)
-        event.callbacks.append(self._on_scrape)
+        wake_at(self.env, self.env.now + self.scrape_interval_s, self._on_scrape)
 
-    def _on_scrape(self, _: simpy.Event) -> None:
+    def _on_scrape(self, _: Event) -> None:
         if not self.over():
             self._show()
             if self.pending:

@@ -65,8 +65,9 @@ class ScrapedSignals:
     """A replica as it was when it was last scraped; the same names as `LiveSignals`."""
 
     __slots__ = (
-        "_contexts", "_cost", "backlog_tokens", "block_size", "free_blocks", "index", "max_num_batched_tokens",
-        "max_num_seqs", "n_decoding", "n_outstanding", "n_running", "n_waiting", "outstanding_tokens", "total_blocks",
+        "_contexts", "_cost", "_generated", "backlog_tokens", "block_size", "free_blocks", "index",
+        "max_num_batched_tokens", "max_num_seqs", "n_decoding", "n_outstanding", "n_running", "n_waiting",
+        "outstanding_tokens", "total_blocks",
     )  # fmt: skip
 
     def __init__(self, live: LiveSignals) -> None:
@@ -84,10 +85,12 @@ class ScrapedSignals:
         self.free_blocks = live.free_blocks
         replica = live._replica
         self._cost: CostModel = replica.cost
-        self._contexts = replica.decode.context_tokens() if replica.decode.n else replica.no_context
+        self._contexts = replica.decode.context_tokens() if replica.decode.n else replica.decode.no_context()
+        self._generated = replica.decode.generated_tokens()
 
     def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
         """As of the scrape, see `LiveSignals.step_s`."""
         c, n = prompt_tokens, self.n_decoding
         pairs = c * history_tokens + c * (c + 1) // 2
-        return self._cost.step_s(StepWork(c, int(c > 0), pairs, history_tokens + c, n, self._contexts, n))
+        kv_tokens, generated = history_tokens + c, self._generated
+        return self._cost.step_s(StepWork(c, int(c > 0), pairs, kv_tokens, n, self._contexts, n, generated))

@@ -13,7 +13,7 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
-from .residual import ResidualGrid, prefill_features
+from .residual import TILE_ROWS, ResidualGrid, prefill_features
 from .specs import GpuSpec, ModelSpec
 
 Segments = tuple[list[float], list[float], list[float]]
@@ -162,8 +162,9 @@ class PrefillAttention:
         self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
         self._log_factor = self.residual.scalar2() if self.residual is not None else None
         self._heads = slice_at or {"heads": 1.0, "kv_heads": 1.0}
-        by_kv_head = self.residual is not None and "kv_rows" in self.residual.axes
-        self._rows_per_prompt = self._heads["kv_heads"] if by_kv_head else 1.0
+        axes = self.residual.axes if self.residual is not None else {}
+        self._rows_per_prompt = self._heads["kv_heads"] if "kv_rows" in axes else 1.0
+        self._tiles_per_token = self._heads["heads"] / TILE_ROWS if "tiles" in axes else None
 
     def seconds(
         self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
@@ -191,9 +192,10 @@ class PrefillAttention:
         seconds = main + self.wave_s * max(tiles / self.n_sm - 1.0, 0.0) + (0.0 if joined else self.t0_s)
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
-            wanted = (
-                seconds * math.exp(self._log_factor(self._rows_per_prompt * tokens / length, length)) + extra
-            )
+            rows = self._rows_per_prompt * tokens / length
+            if self._tiles_per_token is not None:
+                rows = self._tiles_per_token * tokens
+            wanted = seconds * math.exp(self._log_factor(rows, length)) + extra
             floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
             floor_flops = pairs * shape.flops_per_pair + history * shape.expand_flops
             return self.layers * max(wanted, floor_flops / self.peak, floor_bytes / self.bandwidth)
@@ -313,10 +315,9 @@ class DecodeAttention:
         self.compute_slope = shape.flops_per_pair / peak
         self.slope = max(self.memory_slope, self.compute_slope)
         self.floor_slope = max(shape.kv_bytes / gpu.hbm_bytes_per_s, self.compute_slope)
-        self.residual, self.batch_scale = None, 1.0
+        self.residual: ResidualGrid | None = None
         if fit.residual is not None and slice_at:
-            at, self.batch_scale = _within_heads(slice_at, fit.residual)
-            self.residual = fit.residual.at(at)
+            self.residual = fit.residual.at(_within_heads(slice_at, fit.residual))
         self._cache: dict[int, Segments] = {}
 
     def segments(self, n: int) -> Segments:
@@ -338,9 +339,9 @@ class DecodeAttention:
             return [], [self.layers * float(fixed)], [self.layers * slope]
         knots = np.asarray(self.residual.axes["context_tokens"]) * n
         means = knots / n
-        log_factor = self.residual.log_factor(
-            {"batch": np.full(means.shape, n * self.batch_scale), "context_tokens": means}
-        )
+        rows = np.full(means.shape, float(n))
+        shapes = {"batch": rows, "kv_rows": rows * self.shape.kv_heads, "context_tokens": means}
+        log_factor = self.residual.log_factor(shapes)
         floor_s = knots * self.floor_slope + n * self.shape.query_bytes / self.gpu.hbm_bytes_per_s
         y = np.maximum((fixed + slope * knots) * np.exp(log_factor), floor_s)
         y = np.maximum.accumulate(y)  # where the residual has no data it must not make more context cheaper
@@ -395,11 +396,10 @@ class DecodeAttention:
         return total
 
 
-def _within_heads(at: Mapping[str, float], residual: ResidualGrid) -> tuple[dict[str, float], float]:
-    """Where to read a residual whose data have fewer KV heads: (shape, factor on the batch).
+def _within_heads(at: Mapping[str, float], residual: ResidualGrid) -> dict[str, float]:
+    """The shape with no more KV heads than the data of the residual have.
 
-    A decode kernel is one task a sequence and KV head, so b sequences of K heads cost what b K / k of k heads do.
+    A decode kernel is one task a sequence and KV head (`kv_rows`); what is left to `kv_heads` is how the heads of a
+    token lie side by side in memory, and the data end at 8 of them.
     """
-    most = residual.axes.get("kv_heads", (math.inf,))[-1]
-    kept = min(at["kv_heads"], most)
-    return {**at, "kv_heads": kept}, at["kv_heads"] / kept
+    return {**at, "kv_heads": min(at["kv_heads"], residual.axes.get("kv_heads", (math.inf,))[-1])}

@@ -31,6 +31,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "p-norm": ("t0_s", "compute_eff", "memory_eff", "exponent"),
     "tile-walk": ("t0_s", "wave_s", "chain_s_per_key", "compute_eff", "memory_eff", "exponent"),
     "fused-moe": ("t0_s", "compute_eff", "memory_eff", "activation_eff", "exponent"),
+    "chained-moe": ("t0_s", "chain_s_per_k", "compute_eff", "memory_eff", "activation_eff", "exponent"),
     "waves": ("t0_s", "wave_s", "memory_eff"),
     "launch-bytes": ("t0_s", "memory_eff"),
     "alpha-beta": ("t0_s", "one_shot_eff", "two_shot_s", "two_shot_eff"),
@@ -48,21 +49,26 @@ KERNEL_FORMS: dict[str, str] = {
     "attention_decode_mha_serving": "waves",
     "mla_prefill": "p-norm",
     "mla_decode": "waves",
-    "moe": "fused-moe",
-    "moe_serving": "fused-moe",
+    "moe": "chained-moe",
+    "moe_serving": "chained-moe",
     "elementwise": "launch-bytes",
     "all_reduce": "alpha-beta",
     "all_gather": "alpha-beta",
     "all_to_all": "alpha-beta",
 }
-"""Kernel -> its form. `_mha`: as many KV heads as query heads; the plain name: grouped or single KV heads.
+"""Kernel -> its form. `_mha`: as many KV heads as query heads, where a calibration tells them apart.
 
 `_serving`: as in a running engine, operands from memory (see `calibration.tasks_serving`).
 Collectives carry the number of GPUs at the end of the name: `all_reduce_8`.
 """
 
 
-SIMPLER_FORMS: dict[str, str] = {"attention_prefill": "p-norm", "attention_prefill_mha": "p-norm"}
+SIMPLER_FORMS: dict[str, str] = {
+    "attention_prefill": "p-norm",
+    "attention_prefill_mha": "p-norm",
+    "moe": "fused-moe",
+    "moe_serving": "fused-moe",
+}
 """Forms that a kernel's fullest form contains, its missing constants being 0."""
 
 
@@ -75,6 +81,7 @@ class KernelFit:
     covariance       of the logarithms of the constants in `fitted`, row by row, for bootstrap draws
     fitted           names in the order of `covariance`
     valid            shape name -> (low, high) of the data
+    reach            shape name -> highest value accepted beyond them, tried on held-out rows (errors["wider"])
     errors           split -> regime -> mean absolute error (fraction), held out
     rows             timings used
     provenance       source, files, hashes, notes; `transferred_from` marks constants of another GPU or dtype
@@ -87,6 +94,7 @@ class KernelFit:
     covariance: tuple[tuple[float, ...], ...] = ()
     fitted: tuple[str, ...] = ()
     valid: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    reach: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, Any] = field(default_factory=dict)
     rows: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -205,6 +213,7 @@ _KERNEL_KEYS = {
     "covariance",
     "fitted",
     "valid",
+    "reach",
     "errors",
     "rows",
     "provenance",
@@ -224,6 +233,8 @@ def _kernel_to_dict(fit: KernelFit) -> dict[str, Any]:
         "rows": fit.rows,
         "provenance": dict(fit.provenance),
     }
+    if fit.reach:
+        data["reach"] = dict(fit.reach)
     if fit.residual is not None:
         data["residual"] = fit.residual.to_dict()
     return data
@@ -249,6 +260,7 @@ def _kernel_from_dict(name: str, data: Any, where: str) -> KernelFit:
         covariance=tuple(tuple(float(x) for x in row) for row in data.get("covariance") or ()),
         fitted=tuple(data.get("fitted") or ()),
         valid={k: (float(low), float(high)) for k, (low, high) in (data.get("valid") or {}).items()},
+        reach=_numbers(data.get("reach") or {}, f"{where}.reach"),
         errors=data.get("errors") or {},
         rows=int(data.get("rows") or 0),
         provenance=data.get("provenance") or {},

@@ -26,8 +26,9 @@ _CONSTANTS: dict[str, dict[str, float]] = {
         "memory_eff": 1.0,
         "exponent": math.inf,
     },
-    "fused-moe": {
+    "chained-moe": {
         "t0_s": 0.0,
+        "chain_s_per_k": 0.0,
         "compute_eff": 1.0,
         "memory_eff": 1.0,
         "activation_eff": 1.0,

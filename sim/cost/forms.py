@@ -165,16 +165,31 @@ def fused_moe_terms(
     return flops / (c["compute_eff"] * peak), memory
 
 
-def fused_moe_s(flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float) -> Any:
-    """t0 + p-norm of compute and memory seconds, memory = weights / (e_m BW) + activations / (e_a BW)."""
-    return c["t0_s"] + p_norm(c["exponent"], *fused_moe_terms(flops, weights, activations, c, gpu, peak))
+def fused_moe_fixed_s(length: Any, c: Constants) -> Any:
+    """Seconds that no overlap hides: t0 + chain_s_per_k · length, length = hidden size + expert width.
+
+    The two GEMMs of an expert run one after the other, and no split-k cuts the K loop of their CTAs: the last ones
+    walk all of the hidden size in the first and all of the width in the second.
+    """
+    return c["t0_s"] + c.get("chain_s_per_k", 0.0) * length
 
 
-def fused_moe(flops: Any, weights: Any, activations: Any, c: Constants, gpu: GpuSpec, peak: float) -> Split:
+def fused_moe_s(
+    flops: Any, weights: Any, activations: Any, length: Any, c: Constants, gpu: GpuSpec, peak: float
+) -> Any:
+    """t0 + chain + p-norm of compute and memory seconds, memory = weights / (e_m BW) + activations / (e_a BW)."""
+    main = p_norm(c["exponent"], *fused_moe_terms(flops, weights, activations, c, gpu, peak))
+    return fused_moe_fixed_s(length, c) + main
+
+
+def fused_moe(
+    flops: Any, weights: Any, activations: Any, length: Any, c: Constants, gpu: GpuSpec, peak: float
+) -> Split:
     """`fused_moe_s` by bound."""
     compute, memory = fused_moe_terms(flops, weights, activations, c, gpu, peak)
     main = p_norm(c["exponent"], compute, memory)
-    return split_by_largest(c["t0_s"], main, {"compute": compute, "weight_bandwidth": memory})
+    fixed = fused_moe_fixed_s(length, c)
+    return split_by_largest(fixed, main, {"compute": compute, "weight_bandwidth": memory})
 
 
 def decode_waves(sequences: Any, kv_heads: int, n_sm: int) -> Any:

@@ -6,6 +6,7 @@ from ...traces.errors import ConfigError
 from .memory_advice import no_room
 from .memory_ledger import Flags, MemoryLedger, kv_block_bytes, kv_groups, ledger
 from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
+from .weight_tensors import ExpertSplit
 
 __all__ = ["MemoryLedger", "check_fits", "kv_block_bytes", "kv_groups", "kv_ledger"]
 
@@ -24,6 +25,7 @@ def kv_ledger(
     kv_dtype: Dtype = "bf16",
     weight_dtype: Dtype | None = None,
     block_size: int | None = None,
+    experts: ExpertSplit | None = None,
 ) -> MemoryLedger:
     """KV blocks of a start-up from first principles: model, parallelism, flags, GPU and engine version.
 
@@ -37,12 +39,13 @@ def kv_ledger(
         gpu_memory_utilization: fraction in 0..1; max_num_batched_tokens, max_num_seqs, block_size: as vLLM's flags.
         max_model_len: where given, one such sequence must fit.
         kv_dtype: what the KV cache stores; weight_dtype: what linear layers store, by default as the model says.
+        experts: how routed experts are spread over the GPUs; None: cut over the `tp` GPUs.
 
     Raises:
         ConfigError: a flag out of range, a split that does not go, or a model that does not fit (saying what would).
     """
     flags = Flags.resolve(engine, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size)
-    books = ledger(model, gpu, flags, tp, pp, kv_dtype, weight_dtype)
+    books = ledger(model, gpu, flags, tp, pp, kv_dtype, weight_dtype, experts)
     if books.n_blocks < 2:
         raise no_room(model, gpu, books, engine=engine, tp=tp, weight_dtype=weight_dtype)
     if max_model_len is not None and max_model_len > books.kv_tokens:

@@ -8,19 +8,11 @@ from dataclasses import dataclass
 from ...traces.errors import ConfigError
 from .activation_peak import activation_peak
 from .memory_constants import MemoryConstants, memory_constants
+from .parameters import KV_BYTES
 from .specs import Dtype, EngineProfile, GpuSpec, ModelSpec
-from .weight_tensors import check_split, kv_heads_held, stage_layers, weight_memory
+from .weight_tensors import ExpertSplit, check_split, kv_heads_held, stage_layers, weight_memory
 
 GIB = 2**30
-_KV_BYTES: dict[str, float] = {
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp32": 4.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "fp4": 0.5,
-    "int4": 0.5,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +130,13 @@ def ledger(
     pp: int,
     kv_dtype: Dtype,
     weight_dtype: Dtype | None,
+    experts: ExpertSplit | None = None,
 ) -> MemoryLedger:
     """The ledger of the pipeline stage with the fewest blocks; `n_blocks` is 0 where nothing is left."""
-    check_split(model, tp)
+    check_split(model, tp, experts)
     constants = flags.constants
     non_torch = constants.non_torch_bytes(tp)
-    weights = weight_memory(model, tp=tp, dtype=weight_dtype, pp=pp)
+    weights = weight_memory(model, tp=tp, dtype=weight_dtype, pp=pp, experts=experts)
     layers = stage_layers(model.n_layers, pp)
     group_layers, n_groups = kv_groups(model, hybrid=constants.hybrid_kv)
     page = _page_bytes(model, tp, kv_dtype, flags.block_size)
@@ -182,5 +175,5 @@ def ledger(
 def _page_bytes(model: ModelSpec, tp: int, kv_dtype: Dtype, block_size: int) -> float:
     """KV bytes of one block of one layer on one GPU; the latent of MLA is replicated over the group."""
     if model.mla is not None:
-        return (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim) * _KV_BYTES[kv_dtype] * block_size
-    return 2 * kv_heads_held(model, tp) * model.head_dim * _KV_BYTES[kv_dtype] * block_size
+        return (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim) * KV_BYTES[kv_dtype] * block_size
+    return 2 * kv_heads_held(model, tp) * model.head_dim * KV_BYTES[kv_dtype] * block_size

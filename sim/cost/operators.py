@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from stepline.traces.errors import ConfigError, nearest
 
-from .parameters import BYTES_PER_PARAM
+from .parameters import BYTES_PER_PARAM, KV_BYTES
 from .specs import ModelSpec
 
 Amount = Any
@@ -22,7 +22,7 @@ ACTIVATION_BYTES = 2.0
 
 
 def bytes_per_element(dtype: str) -> float:
-    """Bytes of one stored weight or cached element, its share of the group scales included.
+    """Bytes of one stored weight, its share of the group scales included.
 
     >>> bytes_per_element("bf16"), bytes_per_element("int4")
     (2.0, 0.515625)
@@ -30,6 +30,17 @@ def bytes_per_element(dtype: str) -> float:
     if dtype not in BYTES_PER_PARAM:
         raise ConfigError(f"dtype: got {dtype!r}{nearest(dtype, BYTES_PER_PARAM)}")
     return BYTES_PER_PARAM[dtype]
+
+
+def kv_bytes_per_element(dtype: str) -> float:
+    """Bytes of one cached element.
+
+    >>> kv_bytes_per_element("fp8"), kv_bytes_per_element("int4")
+    (1.0, 0.5)
+    """
+    if dtype not in KV_BYTES:
+        raise ConfigError(f"kv dtype: got {dtype!r}{nearest(dtype, KV_BYTES)}")
+    return KV_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +211,12 @@ def _between(value: Amount, high: Amount) -> Amount:
 
 def kv_bytes(tokens: Amount, kv_heads: Amount, head_dim: Amount, kv_dtype: str = "bf16") -> Amount:
     """Keys and values of `tokens` in one layer on one GPU: 2 K d bytes each."""
-    return tokens * (2 * kv_heads * head_dim * bytes_per_element(kv_dtype))
+    return tokens * (2 * kv_heads * head_dim * kv_bytes_per_element(kv_dtype))
 
 
 def latent_bytes(tokens: Amount, rank: int, rope_dim: int, kv_dtype: str = "bf16") -> Amount:
     """MLA latent of `tokens` in one layer: (d_c + d_r) elements each, replicated on every GPU."""
-    return tokens * ((rank + rope_dim) * bytes_per_element(kv_dtype))
+    return tokens * ((rank + rope_dim) * kv_bytes_per_element(kv_dtype))
 
 
 def query_bytes(tokens: Amount, heads: Amount, head_dim: Amount, v_dim: Amount | None = None) -> Amount:
@@ -228,6 +239,10 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16", tp: int = 1) ->
 # --- mixture of experts
 
 
+EXPERT_ROWS = 1024
+"""Token counts whose experts are summed at a time: a few MB, where a whole table of counts would take hundreds."""
+
+
 def distinct_experts(tokens: Amount, n_experts: int, top_k: int, skew: float = 0.0) -> Amount:
     """Expected number of distinct experts that `tokens` touch when each draws k of N.
 
@@ -245,7 +260,10 @@ def distinct_experts(tokens: Amount, n_experts: int, top_k: int, skew: float = 0
     p = expert_probabilities(n_experts, top_k, skew)
     with np.errstate(divide="ignore"):
         log_miss = np.log1p(-np.minimum(p, 1.0 - 1e-15))
-    return (-np.expm1(np.multiply.outer(np.asarray(tokens, dtype=float), log_miss))).sum(axis=-1)
+    counts = np.asarray(tokens, dtype=float)
+    blocks = np.array_split(counts.reshape(-1), max(1, counts.size // EXPERT_ROWS))
+    touched = [(-np.expm1(np.multiply.outer(block, log_miss))).sum(axis=-1) for block in blocks]
+    return np.concatenate(touched).reshape(counts.shape)[()]
 
 
 def expert_probabilities(n_experts: int, top_k: int, skew: float) -> Any:

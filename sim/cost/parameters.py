@@ -17,6 +17,18 @@ BYTES_PER_PARAM: dict[str, float] = {
 }
 """Stored bytes of a weight, scales of its group included (per-channel scales of fp8 and int8 are negligible)."""
 
+KV_BYTES: dict[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+    "fp4": 0.5,
+}
+"""Bytes of a cached element, in room and in traffic alike. 8-bit scales are one a tensor (vLLM `k_scale`, `v_scale`); the
+4-bit formats are what-ifs, counted bare."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:

@@ -13,7 +13,8 @@ import numpy as np
 from stepline.traces.errors import ConfigError, nearest
 
 from .calibration import Calibration, find_calibration, load_calibration
-from .datasheet import DatasheetCostModel
+from .data_parallel import DataParallelCostModel
+from .datasheet import DatasheetCostModel, datasheet_calibration
 from .registry import registered
 from .roofline import RooflineCostModel, context_column
 from .specs import GpuSpec, ModelSpec
@@ -23,7 +24,12 @@ ENTRY_POINT_GROUP = "stepline.cost_models"
 
 
 def load_cost_model(
-    text: str, model: ModelSpec | None = None, gpu: GpuSpec | None = None, **options: Any
+    text: str,
+    model: ModelSpec | None = None,
+    gpu: GpuSpec | None = None,
+    *,
+    demanded: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> CostModel:
     """Build a cost model: `roofline`, `datasheet`, an entry point of `stepline.cost_models`, or
     `module:Class`.
@@ -31,18 +37,19 @@ def load_cost_model(
     Args:
         text: name or `module:Class`, optionally with `:key=value,...`, e.g. `roofline:residual=false`.
         model, gpu: what is priced; a plug-in may ignore them.
+        demanded: arguments by name that the model must take (what a user asked for beyond the usual).
         options: further arguments by name (tp, engine, kv_dtype, ...). What a run gives every model is left
             out where a plug-in does not take it. `roofline` also takes `calibration`: a `Calibration`, a path
             to a JSON, a library name (`vllm-0.24.0`), or None for the GPU's latest.
 
     Raises:
-        ConfigError: unknown name, module, class or parameter, or a class without `step_s`.
+        ConfigError: unknown name, module, class or parameter, one that the class does not take, or one without `step_s`.
         CalibrationError: no usable calibration.
     """
     name, parameters = _parse(text)
     factory = _factory(name)
     context = {"model": model, "gpu": gpu, **options}
-    built = factory(**_accepted(factory, context, parameters, name))
+    built = factory(**_accepted(factory, context, {**(demanded or {}), **parameters}, name))
     if not callable(getattr(built, "step_s", None)):
         raise ConfigError(f"cost model {name!r}: got no method step_s(work), which every cost model needs")
     return completed(built, model)
@@ -129,6 +136,13 @@ def _number(value: Any) -> int | float:
     return int(number) if number.is_integer() else number
 
 
+def _datasheet(model: ModelSpec, gpu: GpuSpec, **options: Any) -> RooflineCostModel:
+    if options.get("dp", 1) > 1:
+        return DataParallelCostModel(model, gpu, datasheet_calibration(gpu.name), **options)
+    options.pop("dp", None)
+    return DatasheetCostModel(model, gpu, **options)
+
+
 def _roofline(model: ModelSpec, gpu: GpuSpec, calibration: Any = None, **options: Any) -> RooflineCostModel:
     if not isinstance(calibration, Calibration):
         text = str(calibration) if calibration is not None else None
@@ -136,10 +150,13 @@ def _roofline(model: ModelSpec, gpu: GpuSpec, calibration: Any = None, **options
             calibration = load_calibration(text)
         else:
             calibration = find_calibration(gpu.name, model.weight_dtype, text)
+    if options.get("dp", 1) > 1:
+        return DataParallelCostModel(model, gpu, calibration, **options)
+    options.pop("dp", None)
     return RooflineCostModel(model, gpu, calibration, **options)
 
 
-_BUILT_IN: dict[str, Callable[..., Any]] = {"roofline": _roofline, "datasheet": DatasheetCostModel}
+_BUILT_IN: dict[str, Callable[..., Any]] = {"roofline": _roofline, "datasheet": _datasheet}
 
 
 def known_cost_models() -> tuple[str, ...]:
@@ -177,7 +194,7 @@ def _accepted(
     taken = set(inspect.signature(factory).parameters)
     if factory in _BUILT_IN.values():
         taken = taken - {"options"} | set(inspect.signature(RooflineCostModel).parameters) - {"calibration"}
-        taken |= {"calibration"} if factory is _roofline else set()
+        taken |= {"dp", "calibration"} if factory is _roofline else {"dp"}
     for parameter in parameters:
         if parameter not in taken:
             raise ConfigError(

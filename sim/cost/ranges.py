@@ -20,13 +20,16 @@ class RangeLog:
     history_rule: str | None = None
 
     def check(self, kernel: str, fit: KernelFit, **values: Any) -> None:
-        """Compare values (scalars or arrays) with the range of the fit's data; quantities it does not state pass."""
+        """Compare values (scalars or arrays) with the range of the fit's data, stretched by its reach.
+
+        Quantities that the fit does not state pass.
+        """
         for name, value in values.items():
             bounds = fit.valid.get(name)
             array = np.asarray(value, dtype=float)
             if bounds is None or not array.size:
                 continue
-            low, high = bounds
+            low, high = bounds[0], max(bounds[1], fit.reach.get(name, 0.0))
             if float(array.max()) > high:
                 self._keep(kernel, name, float(array.max()), high)
             elif float(array.min()) < low:
@@ -42,7 +45,7 @@ class RangeLog:
         lines = []
         if self.seen:
             parts = [
-                f"{kernel} {name} {value:g} (data: to {border:g})"
+                f"{kernel} {name} {value:g} (data: {'to' if value > border else 'from'} {border:g})"
                 for (kernel, name), (value, border) in self.seen.items()
             ]
             lines.append("outside the range of the kernel timings: " + "; ".join(parts))

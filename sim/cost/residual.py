@@ -26,22 +26,29 @@ def moe_features(tokens: Any, width: Any, n_experts: Any, top_k: Any) -> dict[st
     return {"m": tokens, "per_expert": tokens * top_k / n_experts, "width": width, "n_experts": n_experts}
 
 
+TILE_ROWS = 128
+"""Rows of a query tile of FlashAttention-3 with one query head a KV head."""
+
+
 def prefill_features(tokens: Any, pairs: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
     """Chunks as fresh prompts of equal length with the same pairs: s = 2 pairs / tokens - 1, b = tokens / s.
 
     For fresh prompts of one length this is their length and number; a chunk on a long history becomes a fraction of
     a long prompt, where the residual fades (no published table has a history). `kv_rows`: KV heads over all prompts,
-    what a kernel deals to the processors; `group`: query heads that share one.
+    what a kernel deals to the processors; `group`: query heads that share one; `tiles`: query tiles over all heads,
+    along which the rounds of the processors show.
     """
     length = np.maximum(2.0 * pairs / tokens - 1.0, 1.0)
     batch = tokens / length
     features = {"batch": batch, "query_tokens": length, "heads": heads, "kv_heads": kv_heads}
-    return features | {"kv_rows": batch * kv_heads, "group": heads / kv_heads}
+    rows = {"kv_rows": batch * kv_heads, "tiles": tokens * heads / TILE_ROWS}
+    return features | rows | {"group": heads / kv_heads}
 
 
 def decode_features(sequences: Any, context: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
-    """Decodes of one mean context."""
-    return {"batch": sequences, "context_tokens": context, "heads": heads, "kv_heads": kv_heads}
+    """Decodes of one mean context; `kv_rows`: the tasks of the kernel, one a sequence and KV head."""
+    shape = {"batch": sequences, "context_tokens": context, "heads": heads, "kv_heads": kv_heads}
+    return shape | {"kv_rows": sequences * kv_heads}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from stepline.traces.errors import ConfigError
 
-from . import attention_backends, attention_costs, operators
-from .attention_backends import AttentionBackend, NaiveDecode, NaivePrefill, UnsplitDecode
-from .attention_costs import ChunkAttention, DecodeAttention, PrefillAttention, TokenAttention, WholePrompt
-from .calibration import Calibration, KernelFit
+from . import attention_backends, operators
+from .attention_backends import AttentionBackend
+from .attention_costs import ChunkAttention, WholePrompt
+from .calibration import Calibration
+from .decode_lines import DecodeLines, Lines, above
 from .forms import Array, Split
+from .kernel_parts import KernelParts, compute_peak
 from .ranges import RangeLog
-from .sampler import SamplerPart, StepPart
 from .specs import EngineProfile, GpuSpec, ModelSpec
-from .token_costs import CollectivePart, CountTable, ElementwisePart, LinearPart, MoePart, Part, graph_padding
+from .token_costs import CountTable, graph_padding
 from .work import Progression, StepCost, StepWork
+
+__all__ = ["IDEAL", "RooflineCostModel", "compute_peak", "context_column"]
 
 IDEAL = EngineProfile(name="ideal")
 CHUNKS_REMEMBERED = 1 << 16
-Lines = tuple[list[float], list[tuple[float, float]]]
 HISTORY_RULES = ("work", "split-kv")
 
 
@@ -38,8 +40,8 @@ class RooflineCostModel:
         tp: tensor-parallel size; weights, heads and FFN are divided by it, two all-reduces a layer added.
         engine: host seconds, CUDA-graph sizes, history rule.
         kv_dtype: dtype of cached keys and values; None: bf16 (fp32 for an fp32 model).
-        ep: GPUs over which routed experts are spread whole (1, or tp); replaces one all-reduce a MoE layer by two
-            all-to-alls.
+        ep: GPUs over which routed experts are spread whole (1, or all of the group); replaces one all-reduce a MoE layer
+            by two all-to-alls.
         moe_skew: exponent of the experts' popularity; 0 is balanced; None: the engine profile's.
         chunk_history: `work` or `split-kv`, overrides the engine's rule (see `attention_costs.PrefillAttention`).
         fused_elementwise: norms take the residual adds along (torch.compile); False launches them apart.
@@ -47,11 +49,16 @@ class RooflineCostModel:
         enforce_eager: no CUDA graphs: batches are not padded, and the host launches every kernel, which the GPU may
             have to wait for (`EngineProfile.eager_launch_s` each).
         residual: use the calibration's residual layers where it has them.
+        queries: tokens of a sequence in a decode step (a verification of drafted tokens); its keys are read once.
+        extra_linears: linear layers beside the model's own (the input projection of a drafting head).
 
     Raises:
         ConfigError: TP or EP does not divide the model, an unknown rule or back end, or an engine that has no eager mode.
         CalibrationError: the calibration lacks a kernel that this model needs.
     """
+
+    dp = 1
+    """Ranks that share the experts (`data_parallel`)."""
 
     def __init__(
         self,
@@ -69,11 +76,14 @@ class RooflineCostModel:
         attention_backend: AttentionBackend = "auto",
         enforce_eager: bool = False,
         residual: bool = True,
+        queries: int = 1,
+        extra_linears: tuple[operators.Linear, ...] = (),
     ) -> None:
         self.model, self.gpu, self.tp, self.ep, self.engine = model, gpu, tp, ep, engine
         self.calibration = calibration if residual else calibration.without_residuals()
         self.kv_dtype = kv_dtype or ("fp32" if model.weight_dtype == "fp32" else "bf16")
         self.moe_skew = engine.moe_skew if moe_skew is None else moe_skew
+        self.queries = queries
         self.attention_backend, self.enforce_eager = attention_backend, enforce_eager
         self.history_rule = (
             chunk_history or attention_backends.HISTORY_RULES.get(attention_backend) or engine.chunk_history
@@ -83,18 +93,31 @@ class RooflineCostModel:
             self.notes.append(
                 f"calibration {calibration.id} is of another GPU than {gpu.name}: efficiencies carried over"
             )
+        self.kernels = KernelParts(
+            model=model,
+            gpu=gpu,
+            calibration=self.calibration,
+            engine=engine,
+            kv_dtype=self.kv_dtype,
+            moe_skew=self.moe_skew,
+            history_rule=self.history_rule,
+            tp=tp,
+            dp=self.dp,
+            ep=ep,
+            queries=queries,
+            extra_linears=extra_linears,
+            attention_backend=attention_backend,
+            fused_elementwise=fused_elementwise,
+        )
+        self.notes += self.kernels.notes()
         self._ranges = RangeLog()
         self._check()
         self._check_shapes()
-        parts = [
-            *self._linear_parts(),
-            ElementwisePart(model, tp, fused_elementwise, self._fit("elementwise"), gpu),
-        ]
-        parts += self._moe_parts() + self._comm_parts() + self._step_parts()
         graphs = () if enforce_eager else engine.cuda_graph_sizes
-        self._tokens = CountTable(parts, graph_padding(graphs, engine.max_graph_tokens))
-        self._rows = CountTable(self._head_parts())
-        self._prefill, self._decode = self._attention()
+        self._pad = graph_padding(graphs, engine.max_graph_tokens)
+        self._tokens = CountTable(self.kernels.by_token(), self._pad)
+        self._rows = CountTable(self.kernels.by_row())
+        self._prefill, self._decode = self.kernels.attention()
         self._launch_s = self.launches * engine.eager_launch_s if enforce_eager else 0.0
         self._prompts = [
             CountTable([WholePrompt(p, joined) for p in self._prefill]) for joined in (False, True)
@@ -103,11 +126,12 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
         self._overlap = engine.host_overlaps_gpu
+        self.generated_s = engine.generated_token_s
         if self._overlap:
             self._host_s += self._launch_s
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
-        self._lines = _Lines(self._decode_lines)
+        self._lines = DecodeLines(self._decode_lines)
         self._one_window = self._decode[0].seconds if len(self._decode) == 1 else None
 
     @property
@@ -128,13 +152,24 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows = work
+        return self._hosted(self._gpu_s(work), work[1], work[4]) + self.generated_s * work[7]
+
+    def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
+        """Seconds of a step with its host time: behind the GPU's, or before it."""
+        host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
+        if self._overlap:
+            return host if host > gpu_s else gpu_s
+        return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host
+
+    def _gpu_s(self, work: StepWork) -> float:
+        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows, _ = work
+        tokens = prefill_tokens + self.queries * n_decode
         try:
-            total = self._tokens.seconds[prefill_tokens + n_decode] + self._rows.seconds[rows]
+            total = self._tokens.seconds[tokens] + self._rows.seconds[rows]
         except IndexError:
-            self._tokens.grow(prefill_tokens + n_decode)
+            self._tokens.grow(tokens)
             self._rows.grow(rows)
-            return self.step_s(work)
+            return self._gpu_s(work)
         if n_decode:
             if self._one_window is not None:
                 total += self._one_window(n_decode, context_tokens[0])
@@ -151,10 +186,7 @@ class RooflineCostModel:
                 total += prompts.seconds[prefill_tokens]
             else:
                 total += self._chunk_attention_s((*work[:4], joined))
-        host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
-        if self._overlap:
-            return host if host > total else total
-        return (total if total > self._launch_s else self._launch_s) + host
+        return total
 
     def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
         """Attention seconds of the chunks of a step, remembered: those of a trace repeat.
@@ -172,7 +204,11 @@ class RooflineCostModel:
         """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)
-        gpu_s, delta, n = self._gpu_s(work), 0.0, n_steps
+        return self._leap(self._gpu_s(work), work, growth, n_steps)
+
+    def _leap(self, gpu_s: float, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
+        """The progression that begins with `gpu_s` on the GPU."""
+        delta, n = 0.0, n_steps
         for attention, context, grown in zip(self._decode, work.context_tokens, growth, strict=True):
             ends, _, slopes = attention.segments(work.n_decode)
             piece = bisect_left(ends, context)
@@ -181,44 +217,42 @@ class RooflineCostModel:
                 n = min(n, int((ends[piece] - context) // grown) + 1)
         host = self._host_s + self._host_per_seq_s * work.n_decode
         least, after = (host, 0.0) if self._overlap else (self._launch_s, host)
+        after += self.generated_s * work.generated_tokens
+        more = self.generated_s * (growth[0] if self.queries > 1 else work.n_decode)
         if gpu_s < least:
             if delta > 0:
                 n = min(n, int((least - gpu_s) // delta) + 1)
-            return Progression(least + after, 0.0, n)
+            return Progression(least + after, more, n)
         if delta < 0 and least:
             n = min(n, int((gpu_s - least) // -delta) + 1)
-        return Progression(gpu_s + after, delta, n)
+        return Progression(gpu_s + after, delta + more, n)
 
     @property
     def decode_lines(self) -> Mapping[int, Lines]:
         """Pure-decode steps of a model with one attention window as lines in Σ context (see `work.CostModel`).
 
-        Host time that hides GPU time is in them.
+        Host time that hides GPU time is in them, and `generated_s` a token of the context, inputs among it.
         """
         return self._lines
 
     def _decode_lines(self, n: int) -> list[tuple[float, float, float]]:
-        for table in (self._tokens, self._rows):
-            if n >= len(table.seconds):
-                table.grow(n)
-        gpu_s = self._tokens.seconds[n] + self._rows.seconds[n]
+        return self._lines_above(n, 0.0)
+
+    def _lines_above(self, n: int, more_s: float) -> list[tuple[float, float, float]]:
+        """Lines of `n` decodes with `more_s` more on the GPU, each (fixed, slope, end)."""
+        tokens = self.queries * n
+        self._tokens.grow(tokens)
+        self._rows.grow(n)
+        gpu_s = self._tokens.seconds[tokens] + self._rows.seconds[n] + more_s
         host_s = self._host_s + self._host_per_seq_s * n
         least, after = (host_s, 0.0) if self._overlap else (self._launch_s, host_s)
         ends, bases, slopes = self._decode[0].segments(n)
         lines: list[tuple[float, float, float]] = []
         start = 0.0
         for base, slope, end in zip(bases, slopes, [*ends, math.inf], strict=True):
-            lines += _above(least, gpu_s + base, slope, start, end)
+            lines += above(least, gpu_s + base, slope, start, end)
             start = end
-        return [(fixed + after, slope, end) for fixed, slope, end in lines]
-
-    def _gpu_s(self, work: StepWork) -> float:
-        if work.n_decode >= len(self._tokens.seconds) or work.logits_rows >= len(self._rows.seconds):
-            self.step_s(work)  # grows the tables
-        total = self._tokens.seconds[work.n_decode] + self._rows.seconds[work.logits_rows]
-        for attention, context in zip(self._decode, work.context_tokens, strict=True):
-            total += attention.seconds(work.n_decode, context)
-        return total
+        return [(fixed + after, slope + self.generated_s, end) for fixed, slope, end in lines]
 
     # --- breakdowns
 
@@ -231,6 +265,7 @@ class RooflineCostModel:
             "prefill_kv_tokens",
             "n_decode",
             "logits_rows",
+            "generated_tokens",
         )
         columns = {name: np.array([float(getattr(work, name))]) for name in names}
         for index, context in enumerate(work.context_tokens):
@@ -251,26 +286,35 @@ class RooflineCostModel:
             sum to `step_s`.
         """
         get = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
-        tokens = get["prefill_tokens"] + get["n_decode"]
-        seconds, flops, bytes_ = self._tokens.at(tokens)
+        breakdown = self._on_gpu(get)
+        self._book_host(breakdown[0], get)
+        self._check_range(get)
+        return breakdown
+
+    def _on_gpu(self, get: Mapping[str, Array]) -> tuple[dict[str, Split], Array, Array]:
+        """The breakdown without the host's part."""
+        seconds, flops, bytes_ = self._tokens.at(get["prefill_tokens"] + self.queries * get["n_decode"])
         self._add(seconds, flops, bytes_, self._rows.at(get["logits_rows"]))
         for prefill in self._prefill:
             self._add(seconds, flops, bytes_, self._chunk_split(prefill, get))
         for index, decode in enumerate(self._decode):
             split, f, b = decode.split(get["n_decode"], get[context_column(index)])
             self._add(seconds, flops, bytes_, ({"attention_decode": split}, f, b))
+        return seconds, flops, bytes_
+
+    def _book_host(self, seconds: dict[str, Split], get: Mapping[str, Array]) -> None:
+        """Add what the GPU waits for the host."""
         host = (
             self._host_s
             + self._host_per_chunk_s * get["prefill_seqs"]
             + self._host_per_seq_s * get["n_decode"]
         )
         if self._overlap or self._launch_s:
-            gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(tokens.shape))
+            gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(host.shape))
             late = np.maximum((host if self._overlap else self._launch_s) - gpu_s, 0.0)
             host = late if self._overlap else host + late
+        host = host + self.generated_s * get.get("generated_tokens", np.zeros(host.shape))
         seconds.setdefault("host", {})["host"] = host
-        self._check_range(get)
-        return seconds, flops, bytes_
 
     def _chunk_split(
         self, prefill: ChunkAttention, get: Mapping[str, Array]
@@ -306,151 +350,37 @@ class RooflineCostModel:
     # --- construction
 
     def _check(self) -> None:
-        model = self.model
-        operators.heads_per_gpu(model, self.tp)
+        attention_backends.check_backend(self.attention_backend)
+        self.kernels.check()
         if self.history_rule not in HISTORY_RULES:
             raise ConfigError(
                 f"chunk_history: got {self.history_rule!r}, expected one of {', '.join(HISTORY_RULES)}"
-            )
-        if self.ep != 1 and (model.moe is None or self.ep != self.tp or model.moe.n_experts % self.ep):
-            raise ConfigError(
-                f"ep: got {self.ep}, expected 1 or tp ({self.tp}), on a model whose experts it divides"
-            )
-        attention_backends.check_backend(self.attention_backend)
-        if self.attention_backend == "naive" and model.mla is not None:
-            raise ConfigError(
-                f"attention_backend: naive attention of the latents of {model.name} is not modelled"
             )
         if self.enforce_eager and not self.engine.eager_launch_s:
             raise ConfigError(
                 f"enforce_eager: engine {self.engine.name} has no eager mode: its eager_launch_s is 0"
             )
-        if self.moe_skew < 0 or not math.isfinite(self.moe_skew):
-            raise ConfigError(f"moe_skew: got {self.moe_skew}, expected a number >= 0")
-
-    def _fit(self, name: str, *fallbacks: str) -> KernelFit:
-        names = (name, *fallbacks)
-        if self.engine.serving_kernels:
-            names = tuple(n for plain in names for n in (f"{plain}_serving", plain))
-        return self.calibration.kernel(*names)
-
-    def _step_parts(self) -> list[Part]:
-        engine = self.engine
-        seconds = engine.step_gpu_s + (engine.tp_step_gpu_s if self.tp > 1 else 0.0)
-        return [StepPart(seconds)] if seconds else []
-
-    def _linear_parts(self) -> list[Part]:
-        return [self._linear_part(x) for x in operators.linears(self.model, self.tp) if x.kernel == "gemm"]
-
-    def _linear_part(self, linear: operators.Linear) -> Part:
-        dtype = operators.linear_dtype(self.model, linear)
-        fit = self._fit("gemm") if dtype == self.model.weight_dtype else self._fit("gemm_bf16", "gemm")
-        return LinearPart(linear, dtype, fit, self.gpu, compute_peak(self.gpu, dtype))
-
-    def _head_parts(self) -> list[Part]:
-        head = operators.head_linear(self.model, self.tp)
-        parts = [self._linear_part(head)]
-        if self.tp > 1:
-            logits_bytes = operators.ACTIVATION_BYTES * head.n * self.tp
-            parts.append(self._collective("all_gather", 1, logits_bytes, self.tp))
-        if self.engine.sampler_kernels:
-            model = self.model
-            fit = self._fit("elementwise")
-            parts.append(SamplerPart(model.vocab_size, model.sampling, self.engine, fit, self.gpu))
-        return parts
-
-    def _collective(self, kind: str, count: int, bytes_per_token: float, world: int) -> Part:
-        fit = self._fit(f"{kind}_{world}", *nearest_worlds(self.calibration, kind, world))
-        return CollectivePart(count, bytes_per_token, world, kind, fit, self.gpu)
-
-    def _comm_parts(self) -> list[Part]:
-        if self.tp == 1:
-            return []
-        model, message = self.model, operators.ACTIVATION_BYTES * self.model.hidden_size
-        spread = model.n_moe_layers if self.ep > 1 else 0
-        parts = [self._collective("all_reduce", 2 * model.n_layers - spread, message, self.tp)]
-        if spread and model.moe is not None:
-            sent = message * model.moe.top_k / self.ep
-            parts.append(self._collective("all_to_all", 2 * spread, sent, self.ep))
-        return parts
-
-    def _moe_parts(self) -> list[Part]:
-        if self.model.moe is None:
-            return []
-        peak = compute_peak(self.gpu, self.model.weight_dtype)
-        return [MoePart(self.model, self.tp, self.ep, self.moe_skew, self._fit("moe"), self.gpu, peak)]
-
-    def _attention(self) -> tuple[list[ChunkAttention], list[TokenAttention]]:
-        model, gpu = self.model, self.gpu
-        peak = compute_peak(gpu, "fp32" if model.weight_dtype == "fp32" else "bf16")
-        shapes = (
-            attention_costs.prefill_shape(model, self.tp, self.kv_dtype),
-            attention_costs.decode_shape(model, self.tp, self.kv_dtype),
-        )
-        if self.attention_backend == "naive":
-            fits = self._fit("gemm_bf16", "gemm"), self._fit("elementwise")
-            return (
-                [NaivePrefill(shapes[0], *fits, gpu, peak, layers=layers) for _, layers in model.windows],
-                [NaiveDecode(shapes[1], *fits, gpu, peak, layers=layers) for _, layers in model.windows],
-            )
-        prefill_fit, decode_fit = self._attention_fits()
-        heads, kv_heads = operators.heads_per_gpu(model, self.tp)
-        at = {"heads": float(heads), "kv_heads": float(kv_heads), "group": heads / kv_heads}
-        eff = decode_fit.constants["memory_eff"]
-        prefill: list[ChunkAttention] = [
-            PrefillAttention(
-                shapes[0],
-                prefill_fit,
-                gpu,
-                peak,
-                layers=layers,
-                window=window,
-                history=self.history_rule,
-                decode_eff=eff,
-                slice_at=at,
-            )
-            for window, layers in model.windows
-        ]
-        decode: list[TokenAttention]
-        if self.attention_backend == "flash":
-            decode = [UnsplitDecode(shapes[1], decode_fit, gpu, peak, layers=n) for _, n in model.windows]
-        else:
-            decode = [
-                DecodeAttention(shapes[1], decode_fit, gpu, peak, layers=layers, slice_at=at)
-                for _, layers in model.windows
-            ]
-        return prefill, decode
-
-    def _attention_fits(self) -> tuple[KernelFit, KernelFit]:
-        if self.model.mla is not None:
-            return self._fit("mla_prefill", "attention_prefill"), self._fit("mla_decode", "attention_decode")
-        if self.model.n_heads == self.model.n_kv_heads:
-            return (
-                self._fit("attention_prefill_mha", "attention_prefill"),
-                self._fit("attention_decode_mha", "attention_decode"),
-            )
-        return self._fit("attention_prefill"), self._fit("attention_decode")
 
     def _check_shapes(self) -> None:
         """Note linear layers and heads whose shapes no timing covers."""
-        gemm = self._fit("gemm")
+        gemm = self.kernels.fit("gemm")
         for linear in operators.linears(self.model, self.tp):
             self._ranges.check(linear.name, gemm, n=linear.n, k=linear.k)
         heads, kv_heads = operators.heads_per_gpu(self.model, self.tp)
         for kernel, fit in zip(
-            ("attention_prefill", "attention_decode"), self._attention_fits(), strict=True
+            ("attention_prefill", "attention_decode"), self.kernels.attention_fits(), strict=True
         ):
             shapes = {"heads": heads, "kv_heads": kv_heads, "head_dim": self.model.head_dim}
             self._ranges.check(kernel, fit, **shapes if self.model.mla is None else {"heads": heads})
         if self.model.moe is not None:
-            width = operators.ceil_div(self.model.moe.expert_size * self.ep, self.tp)
-            self._ranges.check("moe", self._fit("moe"), n=width, k=self.model.hidden_size)
+            width = operators.ceil_div(self.model.moe.expert_size * self.ep, self.kernels.world)
+            self._ranges.check("moe", self.kernels.fit("moe"), n=width, k=self.model.hidden_size)
 
     def _check_range(self, columns: Mapping[str, Array]) -> None:
         """Note, once each, work outside the range of the data behind the constants."""
-        prefill, decode = self._attention_fits()
+        prefill, decode = self.kernels.attention_fits()
         n, chunks = columns["n_decode"], columns["prefill_seqs"]
-        self._ranges.check("gemm", self._fit("gemm"), m=columns["prefill_tokens"] + n)
+        self._ranges.check("gemm", self.kernels.fit("gemm"), m=columns["prefill_tokens"] + self.queries * n)
         some, fresh = n > 0, chunks > 0
         self._ranges.check("attention_decode", decode, batch=n[some])
         self._ranges.check(
@@ -461,50 +391,6 @@ class RooflineCostModel:
         self._ranges.check_chunks(columns, self.history_rule)
 
 
-class _Lines(dict[int, Lines]):
-    """Lines by number of decodes, made when first asked for: a look-up costs what a dict's does."""
-
-    def __init__(self, make: Callable[[int], list[tuple[float, float, float]]]) -> None:
-        self._make = make
-
-    def __missing__(self, n: int) -> Lines:
-        lines = self._make(n)
-        found = self[n] = ([end for _, _, end in lines], [(fixed, slope) for fixed, slope, _ in lines])
-        return found
-
-
-def _above(
-    least: float, fixed: float, slope: float, start: float, end: float
-) -> list[tuple[float, float, float]]:
-    """The pieces of max(least, fixed + slope · x) for x in start..end, each (fixed, slope, end)."""
-    line, flat = (fixed, slope, end), (least, 0.0, end)
-    at_start = fixed + slope * start
-    at_end = at_start if slope == 0.0 else fixed + slope * end
-    if min(at_start, at_end) >= least:
-        return [line]
-    if max(at_start, at_end) <= least:
-        return [flat]
-    cross = (least - fixed) / slope
-    return [(least, 0.0, cross), line] if slope > 0 else [(fixed, slope, cross), flat]
-
-
 def context_column(window: int) -> str:
     """Name of the step column that holds Σ context of attention window `window`."""
     return "context_tokens" if window == 0 else f"context_tokens_{window}"
-
-
-def compute_peak(gpu: GpuSpec, dtype: str) -> float:
-    """FLOP/s at which layers stored in `dtype` compute: weight-only formats (int4) and those the GPU lacks run bf16.
-
-    fp8 on a GPU without fp8 tensor cores (A100) is weight-only too: vLLM's Marlin kernels dequantise to bf16.
-    """
-    if dtype != "int4" and dtype in gpu.peak_flops:
-        return gpu.peak_flops[dtype]
-    return gpu.peak_flops["bf16"]
-
-
-def nearest_worlds(calibration: Calibration, kind: str, world: int) -> tuple[str, ...]:
-    """Kernels of a collective fitted for other group sizes, nearest (in ratio) first."""
-    prefix = f"{kind}_"
-    sizes = [int(name[len(prefix) :]) for name in calibration.kernels if name.startswith(prefix)]
-    return tuple(f"{prefix}{size}" for size in sorted(sizes, key=lambda s: abs(math.log(s / world))))

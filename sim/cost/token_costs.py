@@ -156,13 +156,13 @@ class CollectivePart:
 class MoePart:
     """The routed experts of all MoE layers on one GPU, as one fused kernel a layer.
 
-    Without expert parallelism every GPU holds a 1/TP slice of each expert and computes all tokens. With it
+    Without expert parallelism each of the `world` GPUs holds a slice of every expert and computes all tokens. With it
     (`ep` GPUs) each holds N/ep whole experts and computes its share of the routed copies; under skewed
-    routing the busiest GPU sets the pace (`imbalance`, its share over the mean).
+    routing the busiest GPU sets the pace (`operators.busiest_share`). `tokens` are those of all data-parallel ranks.
     """
 
     model: ModelSpec
-    tp: int
+    world: int
     ep: int
     skew: float
     fit: KernelFit
@@ -180,7 +180,8 @@ class MoePart:
         shape = self._shape()
         flops, weights, activations = operators.moe_work(tokens, shape, self.model.weight_dtype)
         slots = activations * operators.spread_overhead(self.ep)
-        split = forms.fused_moe(flops, weights, slots, self.fit.constants, self.gpu, self.peak)
+        length = shape.hidden + shape.expert
+        split = forms.fused_moe(flops, weights, slots, length, self.fit.constants, self.gpu, self.peak)
         if self.fit.residual is not None:
             features = moe_features(tokens, shape.expert, shape.n_experts, shape.top_k)
             floor_s = np.maximum(flops / self.peak, (weights + activations) / self.gpu.hbm_bytes_per_s)
@@ -195,7 +196,7 @@ class MoePart:
     def _shape(self) -> operators.MoeShape:
         moe = self.model.moe
         assert moe is not None  # the part exists for MoE models only
-        width = operators.ceil_div(moe.expert_size * self.ep, self.tp)
+        width = operators.ceil_div(moe.expert_size * self.ep, self.world)
         return operators.MoeShape(
             hidden=self.model.hidden_size,
             expert=width,

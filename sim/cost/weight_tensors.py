@@ -35,8 +35,24 @@ def allocated_bytes(size_bytes: float) -> float:
     return segment if segment - rounded <= MIB else rounded
 
 
-def weight_memory(model: ModelSpec, *, tp: int = 1, dtype: Dtype | None = None, pp: int = 1) -> list[float]:
+class ExpertSplit(NamedTuple):
+    """Over how many GPUs the routed experts are dealt whole (`dealt`), and over how many each is cut (`cut`)."""
+
+    dealt: int
+    cut: int
+
+
+def weight_memory(
+    model: ModelSpec,
+    *,
+    tp: int = 1,
+    dtype: Dtype | None = None,
+    pp: int = 1,
+    experts: ExpertSplit | None = None,
+) -> list[float]:
     """Allocated bytes of the weights on one GPU of each of `pp` pipeline stages.
+
+    `experts`: how the routed experts are spread; None: cut over the `tp` GPUs like all else.
 
     Layers are dealt evenly, the rest to the middle stages as vLLM does; the first stage holds the embedding, the
     last one the LM head.
@@ -45,7 +61,7 @@ def weight_memory(model: ModelSpec, *, tp: int = 1, dtype: Dtype | None = None, 
         ConfigError: the heads or the FFN cannot be split `tp` ways.
     """
     per_layer = (
-        sum(t.copies * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype))
+        sum(t.copies * allocated_bytes(t.size_bytes) for t in layer_tensors(model, tp, dtype, experts))
         / model.n_layers
     )
     rope = allocated_bytes(rope_table_bytes(model, dtype))
@@ -73,9 +89,11 @@ def stage_layers(n_layers: int, pp: int) -> list[int]:
     return layers
 
 
-def layer_tensors(model: ModelSpec, tp: int, dtype: Dtype | None = None) -> Iterator[WeightTensor]:
+def layer_tensors(
+    model: ModelSpec, tp: int, dtype: Dtype | None = None, experts: ExpertSplit | None = None
+) -> Iterator[WeightTensor]:
     """Weight tensors of all layers on one GPU of a tensor-parallel group; biases and norms as one of all layers."""
-    check_split(model, tp)
+    check_split(model, tp, experts)
     stored: str = dtype or model.weight_dtype
     attention: str = dtype or model.attention_dtype or model.weight_dtype
     n_moe = model.n_moe_layers
@@ -84,7 +102,7 @@ def layer_tensors(model: ModelSpec, tp: int, dtype: Dtype | None = None) -> Iter
     if n_moe < model.n_layers:
         yield from _ffn("ffn", model, model.n_layers - n_moe, model.ffn_size // tp, gates, stored)
     if model.moe is not None:
-        yield from _experts(model, model.moe, n_moe, tp, stored)
+        yield from _experts(model, model.moe, n_moe, tp, stored, experts or ExpertSplit(1, tp))
     small = model.n_layers * model.norms_per_layer * model.hidden_size * (1 + (model.norm == "layer"))
     yield WeightTensor("norms", 1, small * plain_bytes(stored))
 
@@ -101,8 +119,8 @@ def rope_table_bytes(model: ModelSpec, dtype: Dtype | None = None) -> float:
     return model.rope_rows * width * plain_bytes(dtype or model.weight_dtype)
 
 
-def check_split(model: ModelSpec, tp: int) -> None:
-    """Raise ConfigError unless heads, KV heads and FFN can be cut `tp` ways."""
+def check_split(model: ModelSpec, tp: int, experts: ExpertSplit | None = None) -> None:
+    """Raise ConfigError unless heads, KV heads and FFN can be cut `tp` ways, and the experts as they are spread."""
     where = f"tensor_parallel_size: got {tp}, expected"
     if tp < 1:
         raise ConfigError(f"{where} an integer >= 1")
@@ -111,8 +129,9 @@ def check_split(model: ModelSpec, tp: int) -> None:
     kv = model.n_kv_heads
     if model.mla is None and kv % tp and tp % kv:
         raise ConfigError(f"{where} a divisor or a multiple of the {kv} KV heads of {model.name}")
-    for width in {model.ffn_size, model.moe.expert_size if model.moe else 0}:
-        if width % tp:
+    cut = experts.cut if experts else tp
+    for width, ways in {(model.ffn_size, tp), (model.moe.expert_size if model.moe else 0, cut)}:
+        if width % ways:
             raise ConfigError(f"{where} a divisor of the FFN width {width} of {model.name}")
 
 
@@ -163,13 +182,16 @@ def _ffn(
     yield _linear(part, count, model.hidden_size, width, dtype)
 
 
-def _experts(model: ModelSpec, moe: MoeSpec, count: int, tp: int, dtype: str) -> Iterator[WeightTensor]:
-    D, width, columns = model.hidden_size, moe.expert_size // tp, model.hidden_size
+def _experts(
+    model: ModelSpec, moe: MoeSpec, count: int, tp: int, dtype: str, split: ExpertSplit
+) -> Iterator[WeightTensor]:
+    D, width, columns = model.hidden_size, moe.expert_size // split.cut, model.hidden_size
+    held = moe.n_experts // split.dealt
     gates = 2 if moe.gated else 1
     if dtype == "fp4":  # the MXFP4 kernels pad the expert to tiles of 128 rows and 256 columns
         width, columns = _pad(width, 128), _pad(D, 256)
-    yield _linear("experts", count, gates * width, columns, dtype, stack=moe.n_experts)
-    yield _linear("experts", count, columns, width, dtype, stack=moe.n_experts)
+    yield _linear("experts", count, gates * width, columns, dtype, stack=held)
+    yield _linear("experts", count, columns, width, dtype, stack=held)
     if moe.n_shared:
         yield from _ffn("shared", model, count, moe.n_shared * moe.shared_size // tp, gates, dtype)
     yield WeightTensor("router", count, moe.n_experts * D * 2.0)

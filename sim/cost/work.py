@@ -10,7 +10,8 @@ KERNELS = ("gemm", "attention_prefill", "attention_decode", "moe", "elementwise"
 """Kernel classes of a breakdown, in the order of the columns of `StepCost`."""
 
 BOUNDS = ("compute", "weight_bandwidth", "kv_bandwidth", "comm", "latency", "host")
-"""What can make a kernel's time: the terms of the roofline, serial chains and launches (`latency`), the host."""
+"""What can make a kernel's time: the terms of the roofline, serial chains and launches (`latency`), the host. A pipeline
+adds `bubble`, what a stage waits for the others."""
 
 
 class StepWork(NamedTuple):
@@ -24,6 +25,7 @@ class StepWork(NamedTuple):
     context_tokens     Σ context over the decodes, the token being computed included, per attention window of the
                        model: `context_tokens[i]` goes with `ModelSpec.attention_windows[i]` (one entry for most)
     logits_rows        rows through the LM head
+    generated_tokens   Σ tokens that the decodes have emitted so far: their context less their input
     """
 
     prefill_tokens: int = 0
@@ -33,6 +35,7 @@ class StepWork(NamedTuple):
     n_decode: int = 0
     context_tokens: tuple[int, ...] = (0,)
     logits_rows: int = 0
+    generated_tokens: int = 0
 
     @property
     def new_tokens(self) -> int:
@@ -71,7 +74,8 @@ class CostModel(Protocol):
 
     A model whose pure-decode step is piecewise linear in the context of its one attention window may also offer
     `decode_lines`, a mapping from n_decode to (ends, [(fixed_s, slope_s), ...]): such a step lasts fixed + slope ·
-    context seconds by the first piece whose end is >= context (the last end is infinite). It must agree with `leap`,
+    context seconds by the first piece whose end is >= context (the last end is infinite), less `generated_s` · Σ input
+    tokens where it has that attribute (seconds a generated token, which are in the slope). It must agree with `leap`,
     which it saves the engine from asking.
 
     A plug-in (`--cost-model module:Class`) needs `step_s` alone; without `leap` it is asked once a step, without
@@ -87,7 +91,8 @@ class CostModel(Protocol):
     def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
         """Durations of the next pure-decode steps, of which `work` is the first.
 
-        `growth[i]`: by how much `work.context_tokens[i]` grows each step. Returns a progression of at least 1 and at
+        `growth[i]`: by how much `work.context_tokens[i]` grows each step (`work.generated_tokens` grows by
+        `work.n_decode`). Returns a progression of at least 1 and at
         most `n_steps` steps (fewer where the form bends).
         """
         ...

@@ -81,6 +81,7 @@ class StepAccounting:
     def _mean_work(self, columns: Columns) -> dict[str, Any]:
         half = (columns["n_steps"] - 1) / 2
         work: dict[str, Any] = {name: columns[name] for name in ADDITIVE_WORK}
+        work["generated_tokens"] = columns["generated_tokens"] + columns["generated_growth"] * half
         for i in range(self.n_windows):
             name = "context_tokens" if i == 0 else f"context_tokens_{i}"
             work[name] = columns[name] + columns[f"context_growth_{i}"] * half

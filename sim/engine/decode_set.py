@@ -68,20 +68,23 @@ class DecodeSet:
     n_live       sequences that still emit (static batching keeps finished rows as padding)
     since        counter when the set was last empty
     offsets      Σ decode_offset over the rows: context without a window = offsets + n * (counter + 1)
-    borders[r]   sequences whose next KV token opens a new block in steps with counter % block_size == r; twice over,
+    inputs       Σ input tokens over the rows: context without a window - inputs is what they have emitted
+    grows_evenly whether every context grows by a token a step
+    borders[r]   sequences whose next KV token opens a new block in steps with counter % cycle == r; twice over,
                  so that the steps of any cycle are a slice
     plain        every context grows by one token a step
     emit_s       when the cohort last emitted; `late` [(time, count)]: members whose last token has another time
     """
 
     __slots__ = (
-        "block_size", "borders", "capped", "counter", "emit_s", "heap", "late", "n", "n_growing", "n_live", "offsets",
-        "plain", "since", "windows",
+        "block_size", "borders", "capped", "counter", "cycle", "emit_s", "grows_evenly", "heap", "inputs", "late", "n",
+        "n_growing", "n_live", "offsets", "plain", "since", "windows",
     )  # fmt: skip
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
-        self.block_size = block_size
+        self.block_size = self.cycle = block_size
         self.windows = windows
+        self.grows_evenly = windows == (None,)
         self.plain = type(self) is DecodeSet and windows == (None,)
         self.counter = 0
         self.since = 0
@@ -94,7 +97,7 @@ class DecodeSet:
         self.borders = [0] * (2 * self.block_size)
         self.heap: list[tuple[int, int, int, Sequence]] = []
         self.late: list[tuple[float, int]] = []
-        self.n = self.n_live = self.n_growing = self.offsets = 0
+        self.n = self.n_live = self.n_growing = self.offsets = self.inputs = 0
 
     # -- membership -------------------------------------------------------------------------------------------------
 
@@ -109,6 +112,7 @@ class DecodeSet:
         seq.finish_step = finish_step = counter + steps_left
         heappush(self.heap, (finish_step, seq.index, seq.epoch, seq))
         self.offsets += offset
+        self.inputs += seq.input_tokens
         if self.capped:
             for total in self.capped:
                 total.add(seq, counter)
@@ -146,6 +150,7 @@ class DecodeSet:
         if pad:
             return kv_tokens
         self.offsets -= offset
+        self.inputs -= seq.input_tokens
         if self.capped:
             for total in self.capped:
                 total.remove(seq, self.counter)
@@ -175,6 +180,14 @@ class DecodeSet:
         """Context of the next step, per attention window."""
         full = self.offsets + self.n * (self.counter + 1)
         return self._per_window(full) if self.capped else (full,)
+
+    def no_context(self) -> tuple[int, ...]:
+        """Context of a step in which nobody decodes, per attention window."""
+        return (0,) * len(self.windows)
+
+    def generated_tokens(self) -> int:
+        """Tokens that the rows have emitted before the next step."""
+        return self.offsets + self.n * (self.counter + 1) - self.inputs
 
     def _per_window(self, full: int) -> tuple[int, ...]:
         capped = iter(self.capped)
@@ -247,6 +260,7 @@ class DecodeSet:
                 continue
             offset = seq.decode_offset  # `leave`, without the questions that have been answered
             self.offsets -= offset
+            self.inputs -= seq.input_tokens
             at = -offset % size
             borders[at] -= 1
             borders[at + size] -= 1

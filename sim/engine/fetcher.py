@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stepline.traces.errors import InvariantError
+
 from .segment import Segment
 from .sequence import WAITING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .kv_cache import KVCache, Match
     from .offload import Offload, Run
     from .sequence import Sequence
+    from .tier import Tier
 
 Price = Callable[[int, int], float]
 """Seconds of a step with all decodes and a chunk of so many tokens after so many (see `View.step_s`)."""
@@ -21,11 +24,13 @@ Price = Callable[[int, int], float]
 
 @dataclass(slots=True, eq=False)
 class Fetch:
-    """A load on its way: what it pins on the GPU, head first, and what is loaded."""
+    """A load on its way: what it pins on the GPU, head first, and below; what is loaded; whether all of it is there."""
 
     pinned: list[Segment]
+    below: dict[Tier, dict[Segment, None]]
     runs: tuple[Run, ...]
     ready_s: float
+    is_there: bool = False
 
 
 class Fetcher:
@@ -46,10 +51,16 @@ class Fetcher:
         self.loading.clear()
         self.offload.wipe()
 
+    def check(self) -> None:
+        """Raise InvariantError if a load is left, or a tier's counts are wrong."""
+        if self.loading:
+            raise InvariantError(f"{len(self.loading)} loads on their way after the run")
+        self.offload.check()
+
     # -- start ------------------------------------------------------------------------------------------------------
 
     def begin(self, plan: Plan, reserve_blocks: int, now_s: float) -> list[Sequence]:
-        """Start loading for those whom the plan would admit; returns who has to wait for it (stalling: nobody).
+        """Start loading for those whom the plan would admit; returns them.
 
         `reserve_blocks`: blocks that must be left for those who run.
         """
@@ -72,11 +83,12 @@ class Fetcher:
             return None
         pinned = [*match.segments, *[run.copy for run in runs if run.tier is None]]
         kv.hold(pinned)
+        below: dict[Tier, dict[Segment, None]] = {}
         for run in runs:
             if run.tier is not None:
-                run.tier.hold(run.copy, now_s)
+                run.tier.pin(run.copy, now_s, below.setdefault(run.tier, {}))
         kv.take(sum([run.blocks for run in runs]))
-        return Fetch(list(match.segments), runs, offload.send(runs, now_s))
+        return Fetch(list(match.segments), below, runs, offload.send(runs, now_s))
 
     def _worth_it(self, runs: list[Run], match: Match, now_s: float) -> tuple[Run, ...]:
         """The part of them that saves most time against computing it, or nothing."""
@@ -106,29 +118,33 @@ class Fetcher:
         """What was loaded for a sequence is there: cached content that nobody holds."""
         fetch = self.loading.pop(seq)
         path = list(fetch.pinned)
+        parent = path[-1] if path else None
         for run in fetch.runs:
             if run.tier is None:
-                path.append(run.copy)
-            else:
-                self._put(run, seq, path)
-                run.tier.unhold(run.copy, now_s)
-                run.tier.loaded_blocks += run.blocks
+                parent = run.copy
+                path.append(parent)
+                continue
+            parent = self._put(run, seq, parent, path)
+            run.tier.loaded_blocks += run.blocks
         self.kv.unhold(reversed(path))
+        for tier, pinned in fetch.below.items():
+            tier.unpin(pinned, now_s)
         self.offload.promote(fetch.runs, now_s)
         seq.loaded = fetch.runs
 
-    def _put(self, run: Run, seq: Sequence, path: list[Segment]) -> None:
-        """Blocks of one segment, after what the GPU had of it; somebody may have computed it meanwhile."""
+    def _put(self, run: Run, seq: Sequence, parent: Segment | None, path: list[Segment]) -> Segment:
+        """Blocks of one segment come behind what the GPU had of it, unless somebody has computed it meanwhile."""
         kv = self.kv
         here = kv.index.get(run.key)
         if here is None:
-            segment = Segment(run.key, run.blocks, run.start, seq, path[-1] if path else None)
-            kv.insert(segment)
-            path.append(segment)
+            here = Segment(run.key, run.blocks, run.start, seq, parent)
+            kv.insert(here)
+            path.append(here)
         elif run.start + here.blocks == run.first:
             here.blocks += run.blocks
         else:
             kv.give_back(run.blocks)
+        return here
 
 
 def _fitting(runs: Iterator[Run], room: int) -> Iterator[Run]:

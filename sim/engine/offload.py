@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from .kv_cache import Clock, Match, Stopped
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WriteRule = Literal["write-through", "on-evict"]
 LoadRule = Literal["cost", "always"]
+WRITES: tuple[str, ...] = get_args(WriteRule)
+LOADS: tuple[str, ...] = get_args(LoadRule)
 
 
 class Run(NamedTuple):
@@ -62,6 +64,8 @@ class Offload:
         self.from_gpu, self.to_gpu = from_gpu, to_gpu
         self.rules = rules
         self.clock: Clock = Stopped()
+        self.n_loads = 0
+        self.load_s = 0.0
         self.until_s = 0.0
         self.stalled_s = 0.0
         if rules.write == "on-evict":
@@ -79,16 +83,20 @@ class Offload:
 
     def released(self, segments: Iterable[Segment], now_s: float) -> None:
         """Write through what nobody holds any more, head first, to every tier."""
+        free = [s for s in segments if not s.refs]
         if self.rules.write == "write-through":
-            self._write([s for s in segments if not s.refs], now_s, self.tiers)
+            self._write(free, now_s, self.tiers)
+            return
+        for segment in free:
+            segment.went_down = False
 
     def evicted(self, segment: Segment, now_s: float) -> None:
         """Write to the nearest tier what is about to lose blocks, unless it was written when it lost its first."""
-        if self.rules.write == "on-evict" and _is_news(self.tiers[0], segment):
+        if self.rules.write == "on-evict" and _is_first(segment):
             self._write([segment], now_s, self.tiers[:1])
 
     def _demote(self, lower: Tier, segment: Segment, now_s: float) -> None:
-        if _is_news(lower, segment):
+        if _is_first(segment):
             lower.store([segment], now_s, now_s, lower.write)
 
     def _write(self, segments: list[Segment], now_s: float, tiers: tuple[Tier, ...]) -> None:
@@ -144,6 +152,8 @@ class Offload:
     def send(self, runs: Iterable[Run], now_s: float) -> float:
         """Load them; returns when they are on the GPU."""
         there_s = self._there_s(runs, now_s, send=True)
+        self.n_loads += 1
+        self.load_s += there_s - now_s
         self.until_s = max(self.until_s, there_s)
         return there_s
 
@@ -168,6 +178,8 @@ class Offload:
 
     def admitted(self, seq: Sequence, hit_blocks: int) -> None:
         """Count what an admitted sequence has got from each tier."""
+        for tier in self.tiers:
+            tier.admitted(seq)
         for run in seq.loaded or ():
             if run.tier is not None:
                 run.tier.hit_blocks += max(0, min(hit_blocks, run.end) - run.first)
@@ -188,16 +200,17 @@ class Offload:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def figures(self, block_size: int) -> dict[str, dict[str, float]]:
+        """What each tier has done, by name: counts of blocks, hit tokens, seconds that its links were busy."""
+        return {tier.name: tier.figures(block_size) for tier in self.tiers}
+
     def check(self) -> None:
-        """Raise InvariantError unless every tier's counts are sane."""
+        """Raise InvariantError unless every tier's counts are sane and nothing is left pinned."""
         for tier in self.tiers:
             tier.check()
 
 
-def _is_news(tier: Tier, segment: Segment) -> bool:
-    """Whether a segment that is about to lose blocks is not there yet: it goes down whole when it loses its first."""
-    if segment.key is None:
-        first, segment.went_down = not segment.went_down, True
-        return first
-    copy = tier.index.get(segment.key)
-    return copy is None or copy.blocks <= segment.blocks
+def _is_first(segment: Segment) -> bool:
+    """Whether this loss of blocks is its first since it was last held: it goes down whole then."""
+    first, segment.went_down = not segment.went_down, True
+    return first

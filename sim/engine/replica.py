@@ -9,27 +9,29 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Indexable
 from heapq import heappop
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import simpy
-from simpy.events import EventPriority
 from stepline.traces.errors import InvariantError, PolicyError
 
 from ..cost.work import StepWork
 from .capped_decode_set import windowed_pairs
+from .clock import Environment, Event, StepEnd
 from .contracts import Plan
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
 from .sequence import DONE, Sequence
+from .step_log import pack_row
 from .view import ReplicaView
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
     from ..cost.work import CostModel
+    from .acceptance import AcceptanceTape
+    from .adapters import AdapterSlots
     from .contracts import (
         AdmissionPolicy,
         BatchPolicy,
@@ -42,28 +44,13 @@ if TYPE_CHECKING:
     from .kv_cache import KVCache
     from .life_log import LifeLog
     from .step_log import GapLog, StepLog
-    from .swap import SwapSpace
+    from .swap import StepLink, SwapSpace
 
-AFTER_ALL = EventPriority(2)
-"""Behind simpy's URGENT and NORMAL: a step's end sees what arrives at the same instant."""
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
 new_tuple = tuple.__new__  # makes a named tuple in a third of the time
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
-
-
-class StepEnd(simpy.Event):
-    """End of a step: like a Timeout, but after everything else that happens at the same instant."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Any], None]) -> None:
-        if not 0.0 <= delay_s < inf:
-            raise InvariantError(f"a step ends {delay_s} s from now")
-        self.env = env  # set as simpy.Timeout does, which this is but for its priority
-        self.callbacks = [callback]
-        self._value = None
-        self._ok = True
-        env.schedule(self, AFTER_ALL, delay_s)
 
 
 class Replica:
@@ -73,16 +60,16 @@ class Replica:
     """
 
     __slots__ = (
-        "admission", "arrivals", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s", "depth",
-        "end_s", "env", "event", "fed", "first_s", "gap_log", "glides", "horizon_s", "idle", "inbox", "index", "kv", "limits",
-        "lines", "link", "max_tokens", "mixed", "n_steps", "no_context", "no_growth", "now_s", "on_done", "paged",
+        "adapters", "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s",
+        "depth", "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox",
+        "index", "kv", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         index: int,
         *,
         limits: Limits,
@@ -100,6 +87,8 @@ class Replica:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -107,6 +96,7 @@ class Replica:
         self.depth = engine.pipeline_depth
         self.cost = cost_model
         self.policy = policy
+        self.ask = policy.plan
         self.preemption = preemption
         self.kv: KVCache = kv
         kv.clock = self
@@ -115,12 +105,13 @@ class Replica:
         self.gap_log = gap_log
         self.on_done = on_done
         self.admission = admission
-        self.link = None if swap is None else swap.link
+        self.link: StepLink | None = None if swap is None else swap.link
+        self.adapters = adapters
         self.compression = compression
         self.seats: Seats = Seats(
             index, limits=limits, engine=engine, policy=policy, kv=kv, windows=windows, outputs=outputs,
             gap_log=gap_log, on_done=self._on_done, fail=self._fail, swap=swap, compression=compression,
-            life_log=life_log,
+            life_log=life_log, tape=tape, adapters=adapters,
         )  # fmt: skip
         seats = self.seats
         self.decode: DecodeSet = seats.decode
@@ -136,11 +127,11 @@ class Replica:
         self.plan = DECODE_ALL
         self.mixed = False
         self.work = StepWork()
-        self.no_context = (0,) * len(windows)
-        grows_evenly = self.decode.windows == (None,)  # every context by one token a step
+        grows_evenly = self.decode.grows_evenly
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
+        self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
-        self.no_growth = () if grows_evenly else (0,) * len(windows)
+        self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
         self.context = 0
         self.windowed: tuple[int, ...] = ()
         self.start_s = self.end_s = 0.0
@@ -152,7 +143,7 @@ class Replica:
         self.coming = Sequence(-1, inf, inf, 0, 0)
         self.coming_s = inf
         self.idle = True
-        self.event: simpy.Event | None = None
+        self.event: Event | None = None
         self.view = ReplicaView(self)
         attach = getattr(self.waiting, "attach", None)
         if attach is not None:
@@ -220,7 +211,7 @@ class Replica:
             self.n_steps = done
             self.end_s = self.start_s + done * self.first_s + self.delta_s * (done * (done - 1) // 2)
             self._end_leap()
-        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.inbox]])
+        here = dict.fromkeys([*self.running, *self.waiting, *[seq for _, seq in self.unheard()]])
         for seq in here:
             if seq.aborted and seq.state != DONE:
                 self.seats.done(seq, TIMED_OUT, seq.patient_until_s, seq.generated_tokens)
@@ -247,9 +238,10 @@ class Replica:
     def price(self, prompt_tokens: int, history_tokens: int) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
         c, done, n = prompt_tokens, history_tokens, self.decode.n
-        contexts = self.decode.context_tokens() if n else self.no_context
+        contexts = self.decode.context_tokens() if n else self.decode.no_context()
         pairs = c * done + c * (c + 1) // 2
-        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n))
+        generated = self.decode.generated_tokens()
+        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n, generated))
 
     def steps_done(self) -> int:
         """Steps of the leap in progress that have ended by now."""
@@ -265,7 +257,7 @@ class Replica:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def _on_step_end(self, event: simpy.Event) -> None:
+    def _on_step_end(self, event: Event) -> None:
         if event is self.event:  # else a leap that was cut short
             self._run()
 
@@ -301,14 +293,14 @@ class Replica:
                 return True
         if self.kv.evictable and self.paged and self.waiting and self.decode.n:
             self.kv.vacate(self.decode.blocks_in(1))
-        plan = self.policy.plan(self.view)
+        plan = self.ask(self.view)
         if plan.chunks and not plan.preempt:
             self._start_mixed(plan)
             return True
         if self._is_empty(plan):
             self.seats.release_leaving()
             self._absorb(self.now_s)
-            plan = self.policy.plan(self.view)
+            plan = self.ask(self.view)
             if self._is_empty(plan):
                 self._go_idle()
                 return False
@@ -318,7 +310,7 @@ class Replica:
         return not plan.chunks and not plan.preempt and not (plan.decode and self.decode.n)
 
     def _go_idle(self) -> None:
-        if (self.running or self.waiting) and not self.seats.parked:
+        if (self.running or self.waiting) and not self._awaits():
             self._fail(next(iter(self.running or self.waiting)), "idle while there is work that fits")
         self.plan = DECODE_ALL
         self.idle = True
@@ -326,20 +318,27 @@ class Replica:
         self.n_steps = 0
         self._sleep()
 
+    def _awaits(self) -> bool:
+        """Whether KV that somebody else has to free is why nothing fits."""
+        return bool(self.seats.parked)
+
     # -- arrivals ---------------------------------------------------------------------------------------------------
 
     def _absorb(self, until_s: float) -> None:
         """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
-            seq = inbox.popleft()[1]
-            if not seq.aborted or seq.patient_until_s > until_s:
-                self.waiting.append(seq)
-            else:
-                self.seats.abort(seq)
+            self._hear(inbox.popleft()[1], until_s)
         while self.coming_s <= until_s:
             self.waiting.append(self.coming)
             self._draw()
+
+    def _hear(self, seq: Sequence, until_s: float) -> None:
+        """Of an arrival, or of a client that has given up."""
+        if not seq.aborted or seq.patient_until_s > until_s:
+            self.waiting.append(seq)
+        else:
+            self.seats.abort(seq)
 
     def _draw(self) -> None:
         """Look ahead to the next arrival of the feed."""
@@ -351,7 +350,7 @@ class Replica:
             self.seats.done(seq, REJECTED, seq.arrival_s, 0)
         self.coming_s = inf
 
-    def unheard(self) -> deque[tuple[float, Sequence]]:
+    def unheard(self) -> Collection[tuple[float, Sequence]]:
         """Who has arrived, with its time, but is not in the queue yet: the next plan will see it, or the one after."""
         while self.coming_s <= self.now_s:
             self.inbox.append((self.coming_s, self.coming))
@@ -363,7 +362,7 @@ class Replica:
         if self.coming_s < inf:
             self.event = StepEnd(self.env, self.coming_s - self.env.now, self._wake)
 
-    def _wake(self, _: simpy.Event) -> None:
+    def _wake(self, _: Event) -> None:
         self.now_s = self.coming_s
         self._absorb(self.now_s)
         if not self.waiting:
@@ -401,7 +400,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
             end = start + limit * first + delta * (limit * (limit - 1) // 2)
             if self.coming_s < end:
                 heard = self._steps_heard(first, delta)
@@ -421,8 +420,9 @@ class Replica:
             if opened:
                 kv.take(opened)
             self.steps += limit
-            rows += (
-                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n, context,
+            rows += pack_row(
+                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n,
+                context - decode.inputs, context,
             )  # fmt: skip
             self.now_s = end
             decode.counter = counter + limit
@@ -496,7 +496,7 @@ class Replica:
             fixed, slope = pieces[piece]
             if context + n * (limit - 1) > ends[piece]:
                 limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context, slope * n
+            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
         else:
             first, delta, limit = self._leap(limit)
         if self.link is not None and self.link.pending:
@@ -524,13 +524,13 @@ class Replica:
         decode = self.decode
         contexts, growth = decode.context_tokens(), decode.growth()
         self.context, self.windowed = contexts[0], (*contexts[1:], *growth) if self.no_growth else ()
-        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n)
+        work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n, decode.generated_tokens())
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
     def _start_mixed(self, plan: Plan) -> None:
         decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
-        if n and (need := decode.borders[decode.counter % decode.block_size]):
+        if n and (need := decode.borders[decode.counter % decode.cycle]):
             if need > self.kv.available:
                 self._fail(plan.chunks[0][0], f"decodes need {need} KV blocks, {self.kv.available} are free")
             self.kv.take(need)
@@ -556,11 +556,18 @@ class Replica:
         plan.chunks = chunks
         self.plan = plan
         self.mixed = True
-        contexts = decode.context_tokens() if n else self.no_context
-        self.work = work = new_tuple(StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows))
+        if n:
+            contexts, generated = decode.context_tokens(), decode.generated_tokens()
+        else:
+            contexts, generated = decode.no_context(), 0
+        self.work = work = new_tuple(
+            StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows, generated)
+        )
         first = self.cost.step_s(work)
         if self.link is not None and self.link.pending:
             first = self.link.stretch(first)
+        if self.adapters is not None and self.adapters.due:
+            first = self.adapters.stretch(first)
         self.first_s, self.delta_s, self.n_steps = first, 0.0, 1
         self.start_s = now
         self.end_s = end_s = now + first
@@ -591,12 +598,12 @@ class Replica:
         if opened:
             kv.take(opened)
         self.steps += n_steps
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, n_steps, first, delta, n, live, len(self.waiting), kv.free + kv.evictable,
-            0, 0, 0, 0, n, self.context,
+            0, 0, 0, 0, n, decode.generated_tokens(), self.context,
         )  # fmt: skip
         if self.windowed:
-            self.rows += self.windowed
+            self.rows += self.step_log.pack_more(*self.windowed)
         if decode.advance(n_steps, now):
             self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
@@ -606,19 +613,20 @@ class Replica:
     def _end_mixed(self) -> None:
         decode, kv, seats, start = self.decode, self.kv, self.seats, self.start_s
         self.now_s = now = self.end_s
-        tokens, seqs, pairs, kv_tokens, n, contexts, logits = self.work
+        tokens, seqs, pairs, kv_tokens, n, contexts, logits, generated = self.work
         live = 0
         if n:
             live = decode.n_live
             if decode.emit_s != start or decode.late:
                 live = self._log_gaps()
         self.steps += 1
-        self.rows += (
+        self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
-            tokens, seqs, pairs, kv_tokens, logits, contexts[0],
+            tokens, seqs, pairs, kv_tokens, logits, generated, contexts[0],
         )  # fmt: skip
         if self.no_growth:
-            self.rows += (*contexts[1:], *self.no_growth)
+            growth = self.decode.growth() if n else self.no_growth
+            self.rows += self.step_log.pack_more(*contexts[1:], *growth)
         if n and decode.advance(1, now):
             seats.finish(now)
         chunks = self.plan.chunks

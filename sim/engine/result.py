@@ -41,6 +41,7 @@ STEP_COLUMNS: dict[str, type] = {
     "n_decode": np.int64,
     "context_tokens": np.int64,  # of the first attention window
     "logits_rows": np.int64,
+    "generated_tokens": np.int64,  # emitted by the decodes before this step
     "n_running": np.int64,  # sequences computed
     "n_waiting": np.int64,  # in the queue at its end, new arrivals aside
     "kv_used_blocks": np.int64,
@@ -128,6 +129,9 @@ class RunResult:
     `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
     `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
     `fleet`: what only a fleet has (transfers, outages, scaling) by part, JSON-able; empty for plain replicas.
+    `mechanisms`: what drafts and adapters did, by part (`cluster.mechanisms`); empty where there are none.
+    `tiers`: of KV behind the GPUs' pools, nearest first {name: {capacity_blocks, peak_used_blocks, hit_tokens,
+    loaded_blocks, stored_blocks, evicted_blocks, refused_blocks, read_busy_s, write_busy_s}}, summed over replicas.
     `block_times`: how long evicted KV blocks had lived, when blocks are recorded.
     """
 
@@ -142,9 +146,11 @@ class RunResult:
     steps: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
     fleet: Mapping[str, Any] = field(default_factory=dict)
+    mechanisms: Mapping[str, Any] = field(default_factory=dict)
     preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
     chunks: pd.DataFrame | None = None
     block_times: BlockTimes | None = None
+    tiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     trace_columns: Mapping[str, Any] = field(
         default_factory=dict
     )  # request_id, session_id, tenant ... by request_index

@@ -11,14 +11,18 @@ from collections.abc import Sequence as Indexable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from .adapters import AdapterDecodeSet, AdapterQueue
 from .capped_decode_set import CappedDecodeSet
 from .decode_set import DecodeSet
 from .life_log import LifeLog
 from .request_log import FINISHED, TIMED_OUT
 from .sequence import DECODING, DONE, PREFILLING, WAITING, Sequence
+from .speculative_decode_set import SpeculativeDecodeSet
 
 if TYPE_CHECKING:
     from ..cost.specs import EngineProfile
+    from .acceptance import AcceptanceTape
+    from .adapters import AdapterSlots
     from .contracts import BatchPolicy, KvCompression, WaitingQueue
     from .kv_cache import KVCache, Match
     from .step_log import GapLog
@@ -41,6 +45,8 @@ class Limits:
 class Seats:
     """The sequences of one replica. `outputs[i]`: true output tokens of trace row i; `fail`: raises PolicyError.
 
+    `tape`: acceptances of drafted tokens, where decode steps verify them. `adapters`: slots of LoRA adapters.
+
     waiting     in the order of the policy's queue
     running     have a seat, in order of admission; `prefilling` of them have prompt left to compute
     leaving     have finished, with their KV tokens: with an async pipeline their KV is free one plan later
@@ -48,9 +54,9 @@ class Seats:
     """
 
     __slots__ = (
-        "compression", "contiguous", "decode", "deferred", "fail", "gap_log", "grows", "index", "kv", "leaving",
-        "life_log", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged", "parked",
-        "prefilling", "running", "seats", "swap", "waiting", "whole",
+        "adapters", "compression", "contiguous", "decode", "deferred", "fail", "gap_log", "grows", "index", "kv",
+        "leaving", "life_log", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged",
+        "parked", "prefilling", "running", "seats", "swap", "waiting", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +75,8 @@ class Seats:
         swap: SwapSpace | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
+        tape: AcceptanceTape | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.index = index
         self.seats = limits.max_num_seqs
@@ -88,13 +96,12 @@ class Seats:
         self.fail = fail
         self.swap = swap
         self.compression = compression
-        self.decode = (
-            DecodeSet(kv.block_size, windows)
-            if compression is None or compression.cap_tokens is None
-            else CappedDecodeSet(kv.block_size, windows, compression.cap_tokens)
-        )
+        self.decode = _decode_set(kv.block_size, windows, compression, tape, adapters)
+        self.adapters = adapters
         make_queue = getattr(policy, "make_queue", None)
         self.waiting: WaitingQueue = deque() if make_queue is None else make_queue()
+        if adapters is not None:
+            self.waiting = AdapterQueue(self.waiting, adapters)
         self.on_end: Callable[[Sequence], None] | None = getattr(self.waiting, "ended", None)
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
@@ -193,6 +200,8 @@ class Seats:
         seq.computed_tokens = cached
         seq.state = PREFILLING
         self.running[seq] = self.prefilling[seq] = None
+        if self.adapters is not None:
+            self.adapters.take(seq)
         if seq.scheduled_s is None:
             seq.scheduled_s = now_s
             seq.cached_tokens = cached
@@ -283,6 +292,8 @@ class Seats:
     def done(self, seq: Sequence, status: int, time_s: float, tokens: int) -> None:
         """A request has ended, with that many tokens generated; its client knows at `time_s`."""
         seq.state = DONE
+        if self.adapters is not None:
+            self.adapters.leave(seq)
         if self.on_end is not None:
             seq.generated_tokens = tokens
             self.on_end(seq)
@@ -293,6 +304,8 @@ class Seats:
         if seq not in self.running or seq.state not in (PREFILLING, DECODING) or self.pads:
             self.fail(seq, "cannot be preempted: it is not running")
         kv_tokens = self._drop(seq)
+        if self.adapters is not None:
+            self.adapters.leave(seq)
         swapped = self.swap is not None and self.swap.put(self.kv.blocks_for(kv_tokens))
         seq.swapped_tokens = kv_tokens if swapped else 0
         if swapped and seq.hash_ids is None:
@@ -343,6 +356,24 @@ class Seats:
         for members in (self.running, self.prefilling, self.leaving):
             members.clear()
         self.decode.clear()
+        if self.adapters is not None:
+            self.adapters.wipe()
+
+
+def _decode_set(
+    block_size: int,
+    windows: tuple[int | None, ...],
+    compression: KvCompression | None,
+    tape: AcceptanceTape | None,
+    adapters: AdapterSlots | None,
+) -> DecodeSet:
+    if adapters is not None:
+        return AdapterDecodeSet(block_size, windows, adapters)
+    if tape is not None:
+        return SpeculativeDecodeSet(block_size, tape)
+    if compression is None or compression.cap_tokens is None:
+        return DecodeSet(block_size, windows)
+    return CappedDecodeSet(block_size, windows, compression.cap_tokens)
 
 
 def _is_less(match: Match | None, planned: Match | None) -> bool:

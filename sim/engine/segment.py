@@ -21,7 +21,7 @@ class Segment:
     start_blocks  blocks of the prefix before it (what a recompute would have to attend to)
     parent        the segment that it continues (None: the head of a prompt)
     tenant, priority  of the sequence that computed it, for eviction policies that care
-    went_down     unkeyed content that has been copied to the tier below
+    went_down     copied to the tier below when it lost its first block since it was last held
     """
 
     __slots__ = ("blocks", "key", "parent", "priority", "refs", "start_blocks", "tenant", "went_down")

@@ -31,7 +31,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "aborted", "arrival_s", "cached_tokens", "computed_tokens", "deadline_s", "decode_offset", "epoch",
+        "aborted", "adapter", "arrival_s", "cached_tokens", "computed_tokens", "deadline_s", "decode_offset", "epoch",
         "finish_step", "first_token_s", "generated_tokens", "hash_ends", "hash_ids", "held_segments", "index",
         "input_tokens", "last_token_s", "loaded", "match", "max_output_tokens", "next_id", "own_segment", "path_blocks",
         "preemptions", "priority", "prompt_tokens", "reserved_blocks", "scheduled_s", "sent_s", "session_id",
@@ -58,6 +58,7 @@ class Sequence:
         self.tenant: str | None = None
         self.session_id: str | None = None
         self.slo_class: str | None = None
+        self.adapter: str | None = None
         # decode aggregates: KV tokens = decode_offset + the set's step counter; `epoch` voids stale heap entries
         self.decode_offset = self.finish_step = self.epoch = 0
         # KV: segments held, the blocks of them in use, the id being filled and its segment if this sequence fills it

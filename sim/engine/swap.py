@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+
+class StepLink(Protocol):
+    """Transfers that steps wait for; `stalled_s`: seconds that they have waited."""
+
+    stalled_s: float
+
+    @property
+    def pending(self) -> bool:
+        """Whether the next step has transfers to wait for."""
+        ...
+
+    def stretch(self, step_s: float) -> float:
+        """How long the step lasts with the pending transfers, which are done then."""
+        ...
+
 
 class HostLink:
     """Transfers between GPU and host that a replica's next step has to wait for.

@@ -12,6 +12,7 @@ from .segment import Segment
 if TYPE_CHECKING:
     from .channel import Channel
     from .contracts import EvictionPolicy
+    from .sequence import Sequence
 
 
 class TierSegment(Segment):
@@ -55,14 +56,18 @@ class Tier:
         self.write, self.read = write, read
         self.on_loss: Callable[[Segment, float], None] | None = None
         self.hit_blocks = self.loaded_blocks = self.stored_blocks = self.evicted_blocks = 0
-        self.refused_blocks = self.peak_blocks = 0
+        self.refused_blocks = self.peak_blocks = self.wiped_blocks = 0
+        self.free = capacity_blocks
         self._make_eviction = eviction
         self.wipe()
 
     def wipe(self) -> None:
         """Everything is gone; counts go on."""
+        self.wiped_blocks += self.used
         self.eviction = self._make_eviction()
         self._expired = getattr(self.eviction, "expired", None)
+        self._on_admit = getattr(self.eviction, "on_admit", None)
+        self._leaves_only = getattr(self.eviction, "leaves_only", False)
         self.index: dict[int, TierSegment] = {}
         self.free = self.capacity_blocks
         self.evictable = 0
@@ -86,19 +91,36 @@ class Tier:
         for segment in () if self._expired is None else self._expired(now_s):
             self._lose(segment, segment.blocks, now_s)
 
-    def hold(self, segment: Segment, now_s: float) -> None:
-        """Pin one: it is used, and cannot be lost meanwhile."""
-        if not segment.refs:
-            self.evictable -= segment.blocks
-        self.eviction.on_hit(segment, now_s)
-        segment.refs += 1
+    def admitted(self, seq: Sequence) -> None:
+        """A sequence has been admitted to the GPU (for policies that read along)."""
+        if self._on_admit is not None:
+            self._on_admit(seq)
 
-    def unhold(self, segment: Segment, now_s: float) -> None:
-        """It may be lost from now on, unless somebody else uses it too."""
-        segment.refs -= 1
-        if not segment.refs:
-            self.evictable += segment.blocks
-            self.eviction.on_release(segment, now_s)
+    def pin(self, segment: Segment, now_s: float, pinned: dict[Segment, None]) -> None:
+        """Use one, which cannot be lost until `unpin`; `pinned` takes it in, after what it continues in the tier.
+
+        A policy that evicts leaves only could not evict that either.
+        """
+        chain: list[Segment] = []
+        above: Segment | None = segment
+        while above is not None and above not in pinned:
+            chain.append(above)
+            above = above.parent if self._leaves_only else None
+        for part in reversed(chain):
+            if not part.refs:
+                self.evictable -= part.blocks
+            self.eviction.on_hit(part, now_s)
+            part.refs += 1
+            pinned[part] = None
+
+    def unpin(self, pinned: dict[Segment, None], now_s: float) -> None:
+        """They may be lost from now on, tails first, unless somebody else uses them too."""
+        for segment in reversed(pinned):
+            segment.refs -= 1
+            if not segment.refs:
+                segment.went_down = False
+                self.evictable += segment.blocks
+                self.eviction.on_release(segment, now_s)
 
     def store(
         self, segments: Iterable[Segment], now_s: float, ready_s: float, write: Channel | None = None
@@ -107,35 +129,43 @@ class Tier:
 
         The write begins at `ready_s`; `write`: the channel (None: what arrives has paid its way).
         """
-        held = [copy for s in segments if (copy := self._take_in(s, now_s, ready_s, write)) is not None]
-        for copy in reversed(held):  # a tail is lost before its head
-            self.unhold(copy, now_s)
+        pinned: dict[Segment, None] = {}
+        for segment in segments:
+            copy = None if segment.key is None else self.index.get(segment.key)
+            if copy is not None:
+                self.pin(copy, now_s, pinned)
+            missing = segment.blocks - (0 if copy is None else copy.blocks)
+            if missing > 0:
+                self._write(segment, copy, missing, (now_s, ready_s, write), pinned)
+        self.unpin(pinned, now_s)
 
-    def _take_in(
-        self, segment: Segment, now_s: float, ready_s: float, write: Channel | None
-    ) -> TierSegment | None:
-        """A held copy of the segment; None, and counted, if there is no room for it."""
-        copy = None if segment.key is None else self.index.get(segment.key)
-        if copy is not None:
-            self.hold(copy, now_s)
-        missing = segment.blocks - (0 if copy is None else copy.blocks)
-        if missing <= 0:
-            return copy
-        if not self._make_room(missing, now_s):
-            self.refused_blocks += missing
-            return copy
-        if copy is None:
-            copy = self._new(segment, now_s)
-        there_s = ready_s if write is None else write.send(missing, ready_s)
-        copy.grow(segment.blocks, now_s, there_s)
-        self.free -= missing
-        self.stored_blocks += missing
-        self.peak_blocks = max(self.peak_blocks, self.used)
-        return copy
-
-    def _new(self, segment: Segment, now_s: float) -> TierSegment:
+    def _write(
+        self,
+        segment: Segment,
+        copy: TierSegment | None,
+        blocks: int,
+        when: tuple[float, float, Channel | None],
+        pinned: dict[Segment, None],
+    ) -> None:
+        """The blocks that the tier lacks of a segment; refused, and counted, if there is no room for them."""
+        now_s, ready_s, write = when
         above = segment.parent
         parent = None if above is None or above.key is None else self.index.get(above.key)
+        if parent is not None and self._leaves_only:
+            self.pin(parent, now_s, pinned)
+        if not self._make_room(blocks, now_s):
+            self.refused_blocks += blocks
+            return
+        if copy is None:
+            copy = self._new(segment, parent, now_s)
+            pinned[copy] = None
+        copy.grow(segment.blocks, now_s, ready_s if write is None else write.send(blocks, ready_s))
+        self.free -= blocks
+        self.stored_blocks += blocks
+        self.peak_blocks = max(self.peak_blocks, self.used)
+
+    def _new(self, segment: Segment, parent: TierSegment | None, now_s: float) -> TierSegment:
+        """An empty copy, held."""
         copy = TierSegment(segment, parent)
         copy.refs = 1
         if segment.key is not None:
@@ -167,10 +197,30 @@ class Tier:
             if segment.key is not None:
                 del self.index[segment.key]
 
+    def figures(self, block_size: int) -> dict[str, float]:
+        """What it has done; tokens, blocks, seconds."""
+        return {
+            "capacity_blocks": self.capacity_blocks,
+            "peak_used_blocks": self.peak_blocks,
+            "hit_tokens": self.hit_blocks * block_size,
+            "loaded_blocks": self.loaded_blocks,
+            "stored_blocks": self.stored_blocks,
+            "evicted_blocks": self.evicted_blocks,
+            "refused_blocks": self.refused_blocks,
+            "read_busy_s": self.read.busy_s,
+            "write_busy_s": self.write.busy_s,
+        }
+
     def check(self) -> None:
-        """Raise InvariantError unless the counts are those of the segments."""
-        if self.free < 0 or self.evictable < 0 or self.used < self.evictable:
-            raise InvariantError(f"tier {self.name}: free {self.free}, evictable {self.evictable}")
+        """Raise InvariantError unless, after a run, everything used is evictable and was stored and not lost."""
+        if self.free < 0 or self.used != self.evictable:
+            raise InvariantError(
+                f"tier {self.name}: free {self.free}, {self.used} used, {self.evictable} evictable"
+            )
+        if self.stored_blocks - self.evicted_blocks - self.wiped_blocks != self.used:
+            raise InvariantError(
+                f"tier {self.name}: {self.stored_blocks} stored, {self.evicted_blocks} evicted, {self.used} used"
+            )
         keyed = sum([s.blocks for s in self.index.values()])
         if keyed > self.used:
             raise InvariantError(f"tier {self.name}: {keyed} blocks with ids, {self.used} used")

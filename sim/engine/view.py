@@ -88,7 +88,7 @@ class ReplicaView:
     def decode_blocks(self) -> int:
         """New blocks that the next decode step takes."""
         decode = self._decode
-        return decode.borders[decode.counter % decode.block_size]
+        return decode.borders[decode.counter % decode.cycle]
 
     @property
     def backlog_tokens(self) -> int:

@@ -119,6 +119,19 @@ def tip(field: str, title: str, form: str = ",.3~g") -> Spec:
     return {"field": field, "title": title, "type": "quantitative", "format": form}
 
 
+def name_beside(x_field: str) -> Spec:
+    """A text mark beside a point, on the side where there is room for it."""
+    right = f"scale('x', datum.{x_field}) > width / 2"
+    return {
+        "type": "text",
+        "align": {"expr": f"{right} ? 'right' : 'left'"},
+        "dx": {"expr": f"{right} ? -9 : 9"},
+        "dy": -8,
+        "color": "#808891",
+        "limit": 230,
+    }
+
+
 def name_tip(field: str, title: str) -> Spec:
     """A name in a tooltip."""
     return {"field": field, "title": title, "type": "nominal"}

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from .chart_parts import IS_SHOWN, Chart, Spec, distribution, log_axis, log_ms_axis, name_tip, run_color, tip
+from .chart_parts import (
+    IS_SHOWN,
+    Chart,
+    Spec,
+    distribution,
+    log_axis,
+    log_ms_axis,
+    name_beside,
+    name_tip,
+    run_color,
+    tip,
+)
 from .page_data import PageData
 
 _RULE = "#9498a0"
@@ -72,7 +83,7 @@ def _front(data: PageData, title: str, across: str, x: Spec, up: str) -> Chart:
     front: list[Any] = [least, {"filter": f"datum.{up} <= datum.least"}]
     # of runs with the very same figures only the first is named
     first = {"window": [{"op": "row_number", "as": "twin"}], "groupby": [across, up]}
-    label = {"type": "text", "dx": 8, "dy": -8, "align": "left", "color": _RULE}
+    label = name_beside(across)
     line = {"type": "line", "interpolate": "step-after", "strokeDash": [4, 3], "color": _RULE}
     tips = [name_tip("run", "run"), tip(across, str(x["title"])), tip(up, f"{_AXIS_NAMES[up]}, ms"),
             tip("tokens", "output tokens/s", ",.3~s"), tip("completed", "completed", ",d")]  # fmt: skip

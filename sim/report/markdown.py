@@ -8,7 +8,7 @@ from typing import Any
 from .comparison_tables import ComparisonTables, metric_name, records
 from .fleet_lines import fleet_lines
 from .run_tables import RunTables
-from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
+from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, tiers_text, time_text
 from .titles import subtitle, trace_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
@@ -59,6 +59,7 @@ def _bullets(summary: Mapping[str, Any]) -> str:
         f"{rate_text(rates['requests_per_s'])} requests/s, {rate_text(rates['output_tokens_per_s'])} output tokens/s",
         f"KV peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks, "
         f"prefix hits {share_text(kv['prefix_hit_token_frac'])}",
+        *([f"KV tiers: {tiers_text(kv)}"] if "tiers" in kv else []),
         f"GPU time: {time_text(summary)}",
         *(f"{name}: {line}" for name, line in fleet_lines(summary)),
     ]

@@ -26,7 +26,7 @@ def verdict_card(summary: Summary) -> str:
         f'<section class="card verdict"><strong>{escape(found["headline"])}</strong>'
         f'<div class="columns"><ul>{_items(found["because"])}</ul>'
         f'<ul class="try">{_items(found["try_first"])}</ul></div>{_slo(summary)}'
-        f"{time_bar(summary)}{time_key()}{_warnings(summary)}</section>"
+        f"{time_bar(summary)}{time_key([summary])}{_warnings(summary)}</section>"
     )
 
 
@@ -65,6 +65,18 @@ def ranking_card(comparison: ComparisonTables) -> str:
     )
 
 
+def _tier_tiles(kv: Summary) -> list[tuple[str, str, str]]:
+    """A tile for each tier behind the GPU's pool."""
+    return [
+        (
+            f"hits in {name}",
+            share_text(tier["hit_token_frac"]),
+            f"peak {share_text(tier['peak_used_frac'])} full",
+        )
+        for name, tier in kv.get("tiers", {}).items()
+    ]
+
+
 def headline(summary: Summary) -> list[tuple[str, str, str]]:
     """The tiles of a run: label, value, note."""
     requests, rates, kv = summary["requests"], summary["throughput"], summary["kv"]
@@ -93,6 +105,7 @@ def headline(summary: Summary) -> list[tuple[str, str, str]]:
         ("E2E p50", seconds_text(summary["e2e_s"]["p50"]), f"p99 {seconds_text(summary['e2e_s']['p99'])}"),
         ("KV peak", share_text(kv["peak_used_frac"]), f"{requests['preemptions']:,} preempted"),
         ("prefix hits", share_text(kv["prefix_hit_token_frac"]), "of prompts"),
+        *_tier_tiles(kv),
         ("GPU busy", share_text(1 - summary["time_frac"]["idle"]), f"MFU {share_text(summary['mfu_frac'])}"),
     ]
     if usd is not None:
@@ -196,7 +209,8 @@ def bounds_section(comparison: ComparisonTables) -> str:
         f"{escape(run.summary['verdict']['headline'])}{time_bar(run.summary)}</div>"
         for run in comparison.ranked
     )
-    return f'<section><h2>What bounds each run</h2><div class="card">{rows}{time_key()}</div></section>'
+    key = time_key([run.summary for run in comparison.ranked])
+    return f'<section><h2>What bounds each run</h2><div class="card">{rows}{key}</div></section>'
 
 
 def _dot(comparison: ComparisonTables, label: str) -> str:

@@ -47,15 +47,28 @@ def standalone(chart: Chart, data: PageData, theme: Theme = "light", width: int 
     """A chart with its data, parameters, theme and size: opens in any Vega-Lite tool."""
     own = [p for p in chart.spec.get("params", []) if "select" not in p]
     params = [{"name": name, "value": value} for name, value in default_params(data).items()]
+    spec = _with_legend(chart.spec) if len(data.labels) > 1 else chart.spec
     return {
         "$schema": SCHEMA,
-        **chart.spec,
+        **spec,
         "params": [*own, *params, {"name": "bin", "value": data.step}],
         "width": {"third": width, "half": width, "whole": 2 * width}[chart.width],
         "title": chart.title,
         "data": {"values": records(data.tables[chart.table])},
         "config": {**theme_config(theme), "background": THEMES[theme]["ground"]},
     }
+
+
+def _with_legend(spec: Any) -> Any:
+    """The specification with a legend of the runs, which on a page are its toggles."""
+    if isinstance(spec, list):
+        return [_with_legend(item) for item in spec]
+    if not isinstance(spec, dict):
+        return spec
+    copy = {key: _with_legend(value) for key, value in spec.items()}
+    if copy.get("field") == "run" and "legend" in copy:
+        copy["legend"] = {"title": None, "orient": "top", "symbolOpacity": 1, "symbolType": "stroke"}
+    return copy
 
 
 def records(table: pd.DataFrame) -> list[Mapping[str, Any]]:

@@ -94,7 +94,12 @@ def _counters(result: RunResult) -> Iterator[_Family]:
     yield counter("prompt_tokens", "Prompt tokens of scheduled requests.", prompts)
     yield counter("generation_tokens", "Generated tokens.", int(requests["output_tokens"].sum()))
     yield counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", kv["query_tokens"])
-    yield counter("prefix_cache_hits", "Of them found.", kv["hit_tokens"])
+    below = sum([tier["hit_tokens"] for tier in result.tiers.values()])
+    yield counter("prefix_cache_hits", "Of them found.", kv["hit_tokens"] - below)
+    if result.tiers:
+        missed = kv["query_tokens"] - kv["hit_tokens"] + below
+        yield counter("external_prefix_cache_queries", "Tokens looked up in the tiers behind it.", missed)
+        yield counter("external_prefix_cache_hits", "Of them found.", below)
     status = requests["status"].to_numpy()
     samples = [
         ("", f'finished_reason="{reason}"', int((status == STATUSES.index(name)).sum()))

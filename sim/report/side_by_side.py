@@ -80,6 +80,7 @@ TIME_SHARES = (
     ("comm", "comm"),
     ("latency", "latency"),
     ("host", "host_overhead"),
+    ("bubble", "pipeline_bubble"),
     ("idle", "idle"),
 )
 """Shares of GPU time: label, key in the summary."""
@@ -89,8 +90,17 @@ def time_text(summary: Mapping[str, Any]) -> str:
     """Where the GPU time went, in one line."""
     shares = summary["time_frac"]
     return ", ".join(
-        f"{label} {share_text(shares[key])}" for label, key in TIME_SHARES if shares[key] >= 0.0005
+        f"{label} {share_text(shares[key])}" for label, key in TIME_SHARES if shares.get(key, 0.0) >= 0.0005
     )
+
+
+def tiers_text(kv: Mapping[str, Any]) -> str:
+    """Where prompt tokens were found, nearest first, and how long a load took."""
+    parts = [f"GPU {share_text(kv['gpu_hit_token_frac'])}"]
+    parts += [f"{name} {share_text(tier['hit_token_frac'])}" for name, tier in kv["tiers"].items()]
+    if kv["loads"]:
+        parts.append(f"{kv['loads']:,} loads of {seconds_text(kv['mean_load_s'])}")
+    return ", ".join(parts)
 
 
 def requests_text(summary: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ _TIME_KEYS = {
     "comm": "comm",
     "latency": "latency",
     "host": "host_overhead",
+    "bubble": "pipeline_bubble",
 }
 
 
@@ -69,6 +70,7 @@ def summary(result: RunResult) -> dict[str, Any]:
     figures["verdict"] = verdict(result, figures).as_dict()
     if result.fleet:
         figures["fleet"] = dict(result.fleet)
+    figures |= result.mechanisms
     figures["simulator"] = _simulator(result)
     figures["warnings"] = list(result.warnings)
     return figures
@@ -102,12 +104,15 @@ def span_s(result: RunResult) -> float:
 
 
 def time_frac(result: RunResult) -> dict[str, float]:
-    """Shares of GPU time, busy and idle, by what bounds it; they sum to 1 (all 0 for an empty run)."""
+    """Shares of GPU time, busy and idle, by what bounds it; they sum to 1 (all 0 for an empty run).
+
+    `pipeline_bubble` is there for pipelines only.
+    """
     totals = result.totals
     by_bound = dict.fromkeys(BOUNDS, 0.0)
     for row in totals.seconds.values():
         for bound, seconds in row.items():
-            by_bound[bound] += seconds
+            by_bound[bound] = by_bound.get(bound, 0.0) + seconds
     whole = sum(by_bound.values()) + totals.idle_s
     shares = {_TIME_KEYS[bound]: _share(seconds, whole) or 0.0 for bound, seconds in by_bound.items()}
     return {**shares, "idle": _share(totals.idle_s, whole) or 0.0}
@@ -125,13 +130,41 @@ def _throughput(result: RunResult, duration_s: float, good: int | None) -> dict[
     }
 
 
-def _kv(result: RunResult) -> dict[str, float | int | None]:
+def _kv(result: RunResult) -> dict[str, Any]:
     kv = result.kv
-    return {
+    figures: dict[str, Any] = {
         "blocks_total": int(kv["blocks_total"]),
         "peak_used_frac": _share(kv["peak_used_blocks"], kv["blocks_total"]),
         "prefix_hit_token_frac": _share(kv["hit_tokens"], kv["query_tokens"]) or 0.0,
         "evicted_blocks": int(kv["evicted_blocks"]),
+    }
+    if result.tiers:
+        figures |= _tiers(result)
+    return figures
+
+
+def _tiers(result: RunResult) -> dict[str, Any]:
+    """Hits by where they came from (their shares add up to `prefix_hit_token_frac`), and what each tier did."""
+    kv = result.kv
+    below = sum([tier["hit_tokens"] for tier in result.tiers.values()])
+    return {
+        "gpu_hit_token_frac": _share(kv["hit_tokens"] - below, kv["query_tokens"]) or 0.0,
+        "loads": int(kv["loads"]),
+        "mean_load_s": _share(kv["load_s"], kv["loads"]),
+        "tiers": {
+            name: {
+                "hit_token_frac": _share(tier["hit_tokens"], kv["query_tokens"]) or 0.0,
+                "blocks_total": int(tier["capacity_blocks"]),
+                "peak_used_frac": _share(tier["peak_used_blocks"], tier["capacity_blocks"]) or 0.0,
+                **{
+                    k: int(tier[k])
+                    for k in ("loaded_blocks", "stored_blocks", "evicted_blocks", "refused_blocks")
+                },
+                "read_busy_s": tier["read_busy_s"],
+                "write_busy_s": tier["write_busy_s"],
+            }
+            for name, tier in result.tiers.items()
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -10,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .fitting import Fitting
 from .fleet_lines import fleet_lines
 from .ranking import Place, criterion, rank
-from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, time_text
+from .side_by_side import LATENCIES, STATISTICS, requests_text, rows_of, tiers_text, time_text
 from .units import rate_text, seconds_text, share_text, signed_text, signed_together
 
 if TYPE_CHECKING:
@@ -38,17 +40,12 @@ def comparison_view(comparison: Comparison, title: str) -> RenderableType:
     others = [run for run in comparison.results if run != comparison.baseline]
     return Group(
         _header(title),
-        *(_side_by_side(comparison, some) for some in _chunks(places, 6)),
+        Fitting(places, partial(_side_by_side, comparison)),
         _ranking(places, criterion(comparison)),
         Text(""),
-        *(_differences(comparison, some) for some in _chunks(others, 3)),
+        Fitting(others, partial(_differences, comparison)),
         Text(f"{comparison.method}; dim: the interval holds 0", style="dim"),
     )
-
-
-def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Columns that fit beside each other."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _header(title: str) -> Text:
@@ -64,6 +61,8 @@ def _headline(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
     )
+    if "tiers" in kv:
+        table.add_row("KV tiers", tiers_text(kv))
     table.add_row("cost", _cost(summary))
     for name, line in fleet_lines(summary):
         table.add_row(name, line)
@@ -157,15 +156,18 @@ def _verdict(summary: Mapping[str, Any]) -> list[Text]:
 
 
 def _side_by_side(comparison: Comparison, places: Sequence[Place]) -> Table:
-    """One column a run in order of rank; the best value of a row is bold."""
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("")
+    """One column a run in order of rank; the best value of a row, of all runs, is bold."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("", no_wrap=True)
     for place in places:
         table.add_column(escape(f"{_place(place)} {place.run}"), justify="right", no_wrap=True)
-    summaries = [comparison.summaries[p.run] for p in places]
-    for row in rows_of(summaries):
-        cells = zip(row.texts(summaries), row.best(summaries), strict=True)
-        table.add_row(row.label, *(f"[bold green]{text}[/]" if best else text for text, best in cells))
+    for row in rows_of(list(comparison.summaries.values())):
+        best = dict(zip(comparison.summaries, row.best(list(comparison.summaries.values())), strict=True))
+        texts = row.texts([comparison.summaries[p.run] for p in places])
+        cells = (
+            f"[bold green]{text}[/]" if best[p.run] else text for p, text in zip(places, texts, strict=True)
+        )
+        table.add_row(row.label, *cells)
     return table
 
 
@@ -188,8 +190,8 @@ _DIFFERENCES = (
 
 def _differences(comparison: Comparison, runs: Sequence[str]) -> Table:
     """Difference to the baseline with its interval; a difference whose interval holds 0 is dim."""
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("difference")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("difference", no_wrap=True)
     for run in runs:
         table.add_column(escape(f"{run} - {comparison.baseline}"), justify="right", no_wrap=True)
     for metric, stat in _DIFFERENCES:

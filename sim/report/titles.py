@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .run_tables import RunTables
 
 
+_SPREAD = (("PP", "pipeline_parallel_size"), ("DP", "data_parallel_size"))
+"""Ways beside TP in which a replica spreads over GPUs, named where one does."""
+
+
 def setup_text(configs: Sequence[Mapping[str, Any]]) -> str:
     """Model, hardware and engine; a setting that differs between runs shows all its values."""
 
@@ -21,7 +25,10 @@ def setup_text(configs: Sequence[Mapping[str, Any]]) -> str:
         several = " + ".join(f"{k['count']} × {k['gpu']} TP {k['tensor_parallel_size']}" for k in kinds)
         return f"{same('model')} on {several}, engine {same('engine')}"
     replicas = same("replicas")
-    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}, {replicas} replica{'' if replicas == '1' else 's'}"
+    spread = "".join(
+        [f", {short} {same(key)}" for short, key in _SPREAD if any(c.get(key, 1) > 1 for c in configs)]
+    )
+    hardware = f"{same('gpu')}, TP {same('tensor_parallel_size')}{spread}, {replicas} replica{'' if replicas == '1' else 's'}"
     return f"{same('model')} on {hardware}, engine {same('engine')}"
 
 

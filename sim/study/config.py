@@ -16,6 +16,9 @@ Replay = Literal["open", "closed"]
 BACKENDS = ("auto", "flash", "flash-decoding", "naive")
 """Names of attention back ends (`cost.attention_backends`, spelt here so that flags are checked without NumPy)."""
 
+ELEMENTWISE = ("fused", "separate")
+"""Whether norms take the residual adds along, or both are launches of their own."""
+
 DTYPES: dict[str, Dtype | None] = {
     "auto": None,
     "bf16": "bf16", "bfloat16": "bf16",
@@ -28,6 +31,12 @@ DTYPES: dict[str, Dtype | None] = {
 
 DEFAULT_GPU = "h100-sxm"
 """Where neither `gpu` nor the constants of a calibration file name one."""
+
+FLEET_TEXTS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
+"""Settings that are texts of `key=value,...`, see `study.fleet_texts`."""
+
+NONE = "none"
+"""What stands for None, no such text, where a flag or a file must say something."""
 
 FALLBACKS: dict[str, Any] = {
     "max_num_batched_tokens": 8192,
@@ -52,12 +61,17 @@ class RunConfig:
     `routing`, `cost_model`: `name[:key=value,...]` or `module:Class[:key=value,...]`. `client_timeout` is
     seconds after which a client gives up (None: never). `max_concurrency`: at most so many requests in flight
     (None: no limit). `rate_scale` multiplies the arrival rate (see `traces.rate_scale`);
+    `kv_offloading_size`, `kv_offloading_ssd_size`: GiB of a replica's TP group behind its KV pool (None: nothing);
+    `kv_offloading_backend`: `native[:key=value,...]`, see `stepline.sim.cluster.offloading.Offloading`.
     `spread_quantum` spreads the requests of each tick of a coarse clock over it. `slo`: see
     `stepline.sim.report.slo.parse_slo`. `router_scrape_interval`: seconds between two looks of the router at its
     replicas (0: it always knows). `attention_backend`, `elementwise` and `enforce_eager` are what-ifs of the kernels,
-    see `cost.roofline.RooflineCostModel`. `usd_per_gpu_hour` replaces the GPU table's price. `fleet` (replicas that
-    differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as `routing`),
-    `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
+    see `cost.roofline.RooflineCostModel`. `data_parallel_size`: ranks of an MoE model that share its experts;
+    `expert_skew`: exponent of the experts' popularity (0: uniform; None: the engine profile's).
+    `speculative_config`: JSON, see `study.speculation`. `enable_lora`: the trace's `adapter` names a LoRA adapter, of which
+    `max_loras` of rank `max_lora_rank` are on the GPU. `usd_per_gpu_hour` replaces the GPU table's price. `fleet`
+    (replicas that differ), `disaggregate` (prefill and decode apart; `decode_routing` within the decode pool, None: as
+    `routing`), `failures`, `autoscale`, `stragglers`: texts of `key=value,...`, see `study.fleet_texts`.
 
     Raises:
         ConfigError: a value out of range, naming its flag.
@@ -66,6 +80,10 @@ class RunConfig:
     model: str = "llama-3.1-8b"
     gpu: str = DEFAULT_GPU
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    expert_skew: float | None = None
     replicas: int = 1
     policy: str = "chunked"
     kv_eviction: str = "lru"
@@ -83,6 +101,10 @@ class RunConfig:
     engine: str = "vllm-v1"
     cost_model: str = "roofline"
     calibration: str | None = None
+    speculative_config: str | None = None
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
     attention_backend: str = "auto"
     elementwise: Literal["fused", "separate"] = "fused"
     enforce_eager: bool = False
@@ -97,6 +119,9 @@ class RunConfig:
     num_gpu_blocks_override: int | None = None
     enable_prefix_caching: bool | None = None
     long_prefill_token_threshold: int = 0
+    kv_offloading_size: float | None = None
+    kv_offloading_ssd_size: float | None = None
+    kv_offloading_backend: str = "native"
     replay: Replay = "open"
     client_timeout: float | None = None
     rate_scale: float = 1.0
@@ -111,13 +136,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "tensor_parallel_size", "replicas", "max_num_batched_tokens", "max_num_seqs", "max_model_len",
-            "block_size", "num_gpu_blocks_override", "max_concurrency",
+            "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "replicas",
+            "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "num_gpu_blocks_override",
+            "max_concurrency", "max_loras", "max_lora_rank",
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low=1)
         for name in ("long_prefill_token_threshold", "seed"):
             _check_int(name, getattr(self, name), low=0)
-        for name in ("client_timeout", "rate_scale"):
+        for name in ("client_timeout", "rate_scale", "kv_offloading_size", "kv_offloading_ssd_size"):
             _check_positive(name, getattr(self, name))
         _check_not_negative("router_scrape_interval", self.router_scrape_interval)
         _check_utilization(self.gpu_memory_utilization)
@@ -126,14 +152,26 @@ class RunConfig:
             _check_name(name, getattr(self, name), DTYPES)
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
         _check_name("attention_backend", self.attention_backend, BACKENDS)
-        _check_name("elementwise", self.elementwise, ("fused", "separate"))
-        _check_switch("enforce_eager", self.enforce_eager)
+        _check_name("elementwise", self.elementwise, ELEMENTWISE)
+        for name in ("enforce_eager", "enable_expert_parallel", "enable_lora"):
+            _check_switch(name, getattr(self, name))
+        if self.expert_skew is not None:
+            _check_not_negative("expert_skew", self.expert_skew)
         _check_name("replay", self.replay, ("open", "closed"))
         _check_name("rate_scale_mode", self.rate_scale_mode, ("sessions", "compress"))
+        if self.speculative_config is not None:
+            from .speculation import read_speculation
+
+            read_speculation(self.speculative_config)
         if self.slo is not None:
             from ..report.slo import parse_slo
 
             parse_slo(self.slo)
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
 
 def flag(name: str) -> str:

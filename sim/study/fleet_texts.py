@@ -26,6 +26,10 @@ OF_A_REPLICA: dict[str, str] = {
     "gpu": "gpu",
     "tp": "tensor_parallel_size",
     "tensor-parallel-size": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "pipeline-parallel-size": "pipeline_parallel_size",
+    "dp": "data_parallel_size",
+    "data-parallel-size": "data_parallel_size",
     "dtype": "dtype",
     "kv-cache-dtype": "kv_cache_dtype",
     "max-num-seqs": "max_num_seqs",
@@ -40,8 +44,6 @@ OF_A_REPLICA: dict[str, str] = {
 _TEXTS = ("gpu", "dtype", "kv_cache_dtype", "calibration")
 _NUMBERS = ("gpu_memory_utilization", "usd_per_gpu_hour")
 
-SETTINGS = ("fleet", "disaggregate", "failures", "autoscale", "stragglers")
-"""The settings that hold such texts."""
 
 _Value = Callable[[str, str], Any]
 

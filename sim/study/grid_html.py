@@ -1,10 +1,16 @@
-"""A grid of runs as one HTML page."""
+"""A grid of runs as one HTML page: throughput against tail latency, all figures, all differences; opens offline."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..report.chart_parts import PALETTE, SHORT, SPARSE, Chart, Spec, log_ms_axis, name_beside, name_tip, tip
+from ..report.charts import SCHEMA
+from ..report.page import fill, resource, script_json, vega_bundle
+from ..report.page_parts import chart_card, section
+from ..report.pictures import THEMES, theme_config
 from ..report.units import seconds_text
 
 if TYPE_CHECKING:
@@ -16,18 +22,54 @@ SHOWN = (
 )  # fmt: skip
 """Columns of the tables, where a run has them."""
 
+_MORE_IS_BETTER = {"output_tokens_per_s", "goodput_requests_per_s", "prefix_hit_token_frac"}
 
-def grid_html(grid: Grid, title: str) -> str:
-    """Throughput against tail latency with the Pareto set, all figures, all differences; opens offline."""
-    return _PAGE.format(
-        title=escape(title),
-        pareto="".join(f"<li><b>{escape(run)}</b></li>" for run in grid.pareto),
-        chart=_chart(grid),
-        values=_table(grid, _value_cell),
-        differences=_table(grid, _difference_cell, skip=grid.baseline),
-        baseline=escape(grid.baseline),
-        method=escape(grid.method),
+_TAILS = {"ttft": "TTFT p99", "tpot": "TPOT p99"}
+
+_PARETO = (
+    "Pareto set (★) of output throughput against p99 TTFT and p99 TPOT: no other run is better in one without being "
+    "worse in another"
+)
+
+
+def grid_html(grid: Grid, title: str, command: str) -> str:
+    """The page. `title`: its heading; `command`: what made it, at its foot."""
+    points = _points(grid)
+    made = [_throughput(grid, key) for key in _TAILS] if points else []
+    cards = (
+        "".join(chart_card(chart) for chart in made) or "<p>No run finished enough requests to be drawn.</p>"
     )
+    best = ", ".join(f"<b>{escape(run)}</b>" for run in grid.pareto)
+    content = {
+        "schema": SCHEMA,
+        "params": {},
+        "themes": {theme: theme_config(theme) for theme in THEMES},
+        "charts": [{"name": c.name, "table": c.table, "spec": c.spec} for c in made],
+        "tables": {"points": points},
+        "file_name": "comparison",
+    }
+    note = f'<p class="dim">{escape(grid.method)}; dim: the interval holds 0</p>'
+    body = (
+        f'<section class="card verdict">{best}<p class="dim">{_PARETO}</p></section>'
+        f'<section><h2>Throughput against tails</h2><div class="grid">{cards}</div></section>'
+        + section("Figures", _table(grid, _value_cell))
+        + section(
+            f"Differences to {escape(grid.baseline)}", _table(grid, _difference_cell, grid.baseline), note
+        )
+    )
+    fills = {
+        "@TITLE@": escape(title),
+        "@CSS@": resource("style.css"),
+        "@HEADING@": escape(title),
+        "@SUBTITLE@": f"{len(grid.configs)} runs of the same requests, {grid.rows[0].replications} replication"
+        + ("" if grid.rows[0].replications == 1 else "s"),
+        "@BODY@": body,
+        "@FOOTER@": f"<code>{escape(command)}</code>",
+        "@DATA@": script_json(content),
+        "@VEGA@": vega_bundle(),
+        "@APP@": resource("plain.js"),
+    }
+    return fill(resource("plain.html"), fills)
 
 
 def figure_text(figure: str, unit: str, value: float | None) -> str:
@@ -39,100 +81,81 @@ def figure_text(figure: str, unit: str, value: float | None) -> str:
     return f"{100 * value:.1f} %" if figure.endswith("_frac") else f"{value:,.4g}"
 
 
-def _chart(grid: Grid) -> str:
-    import altair as alt
-    import pandas as pd
-
-    points = [
-        {
-            "run": run,
-            "tokens": grid.find(run, "output_tokens_per_s").value,
-            "ttft_ms": 1e3 * (grid.find(run, "ttft_p99").value or 0.0),
-            "tpot_ms": 1e3 * (grid.find(run, "tpot_p99").value or 0.0),
-            "pareto": "Pareto set" if run in grid.pareto else "dominated",
-        }
-        for run in grid.configs
-        if any(r.run == run and r.figure == "tpot_p99" for r in grid.rows)
-    ]
-    if not points:
-        return "<p>No run finished enough requests to be drawn.</p>"
-    frame = pd.DataFrame(points)
-    y = alt.Y("tokens:Q", title="output tokens/s", scale=alt.Scale(zero=False))
-    panels = []
-    for field, name in (("ttft_ms", "p99 TTFT, ms"), ("tpot_ms", "p99 TPOT, ms")):
-        base = alt.Chart(frame, width=380, height=320).encode(
-            x=alt.X(f"{field}:Q", title=name, scale=alt.Scale(type="log", nice=True)), y=y
-        )
-        marks = base.mark_point(size=110, filled=True).encode(
-            color=alt.Color("run:N", title=None, legend=alt.Legend(labelLimit=400, columns=1)),
-            shape=alt.Shape("pareto:N", title=None),
-            opacity=alt.condition("datum.pareto == 'Pareto set'", alt.value(1), alt.value(0.45)),
-            tooltip=[
-                "run",
-                "pareto",
-                alt.Tooltip("tokens:Q", format=",.4~g"),
-                alt.Tooltip(f"{field}:Q", format=",.4~g"),
-            ],
-        )
-        panels.append(marks)
-    return str(alt.hconcat(*panels).to_html(inline=True, fullhtml=False))
+def _points(grid: Grid) -> list[dict[str, Any]]:
+    """One row a run that finished requests: tokens a second and p99 latencies in ms."""
+    have = {(row.run, row.figure): row.value for row in grid.rows}
+    points = []
+    for run in grid.configs:
+        tails = {key: have.get((run, f"{key}_p99")) for key in _TAILS}
+        known = {key: 1e3 * value for key, value in tails.items() if value is not None}
+        if len(known) == len(_TAILS):
+            points.append(
+                {"run": run, "tokens": have[run, "output_tokens_per_s"], "best": run in grid.pareto, **known}
+            )
+    return points
 
 
-def _table(grid: Grid, cell: Any, skip: str | None = None) -> str:
+def _throughput(grid: Grid, key: str) -> Chart:
+    """Output tokens a second over a p99 latency; the Pareto set is filled and named."""
+    runs = list(grid.configs)
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(runs))]
+    color = {"field": "run", "type": "nominal", "legend": None, "scale": {"domain": runs, "range": colors}}
+    x = log_ms_axis(key)
+    x["title"], x["scale"] = _TAILS[key], x["scale"] | {"padding": 14}
+    y = {"field": "tokens", "type": "quantitative", "title": "output tokens/s", "scale": {"zero": False, "padding": 14},
+         "axis": {"labelExpr": SHORT, "tickCount": 5, **SPARSE}}  # fmt: skip
+    tips = [name_tip("run", "run"), tip("tokens", "output tokens/s", ",.4~r"), tip(key, f"{_TAILS[key]}, ms"),
+            name_tip("best", "in the Pareto set")]  # fmt: skip
+    spec: Spec = {
+        "height": 300,
+        "encoding": {"x": x, "y": y},
+        "layer": [
+            {"mark": {"type": "point", "filled": True, "size": 110},
+             "encoding": {"color": color, "tooltip": tips,
+                          "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.5}}},
+            {"transform": [{"filter": "datum.best"}],
+             "mark": name_beside(key),
+             "encoding": {"text": {"field": "run"}}},
+        ],
+    }  # fmt: skip
+    return Chart(f"tokens_{key}", "grid", f"Output tokens/s against {_TAILS[key]}", "points", spec,
+                 "left and high is better; pale: another run beats it", "half")  # fmt: skip
+
+
+def _table(grid: Grid, cell: Callable[[GridRow], str], skip: str | None = None) -> str:
     shown = [name for name in SHOWN if any(r.figure == name for r in grid.rows)]
     rows = {(r.run, r.figure): r for r in grid.rows}
     head = "".join(f"<th>{escape(_title(name))}</th>" for name in shown)
     lines = []
-    for run in grid.configs:
+    for i, run in enumerate(grid.configs):
         if run == skip:
             continue
-        cells = "".join(f"<td>{cell(rows[run, n]) if (run, n) in rows else '–'}</td>" for n in shown)
-        mark = "★ " if run in grid.pareto else ""
-        lines.append(f"<tr><th>{mark}{escape(run)}</th>{cells}</tr>")
+        cells = "".join(cell(rows[run, n]) if (run, n) in rows else "<td>–</td>" for n in shown)
+        dot = f'<i class="dot" style="background:{PALETTE[i % len(PALETTE)]}"></i>'
+        lines.append(f"<tr><td>{dot}{escape(run)}{' ★' if run in grid.pareto else ''}</td>{cells}</tr>")
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
 def _title(name: str) -> str:
     text = name.removesuffix("_frac").replace("_per_s", "/s").replace("_", " ")
-    return (
-        text
-        if "/" in text or len(text.split()[0]) > 4
-        else text.replace(text.split()[0], text.split()[0].upper(), 1)
-    )
+    first = text.split()[0]
+    return text if "/" in text or len(first) > 4 else text.replace(first, first.upper(), 1)
 
 
 def _value_cell(row: GridRow) -> str:
-    text = escape(figure_text(row.figure, row.unit, row.value))
-    if row.value_low is None:
-        return text
-    low, high = (figure_text(row.figure, row.unit, v) for v in (row.value_low, row.value_high))
-    return f"{text}<br><small>{escape(low)} … {escape(high)}</small>"
+    return f"<td>{escape(figure_text(row.figure, row.unit, row.value))}{_range(row, row.value_low, row.value_high)}</td>"
 
 
 def _difference_cell(row: GridRow) -> str:
+    state = "unclear"
+    if row.is_clear and row.difference is not None:
+        state = "good" if (row.difference > 0) == (row.figure in _MORE_IS_BETTER) else "bad"
     text = escape(figure_text(row.figure, row.unit, row.difference))
-    if row.low is None:
-        return text
-    low, high = (figure_text(row.figure, row.unit, v) for v in (row.low, row.high))
-    shade = "" if row.is_clear else ' class="dim"'
-    return f"<span{shade}>{text}<br><small>{escape(low)} … {escape(high)}</small></span>"
+    return f'<td class="{state}">{text}{_range(row, row.low, row.high)}</td>'
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; font-size: 13px; }}
-td, th {{ padding: .2rem .6rem; text-align: right; white-space: nowrap; }}
-tr:nth-child(even) {{ background: #8881; }} small {{ color: #777; }} .dim {{ opacity: .5; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>Pareto set of output throughput against p99 TTFT and p99 TPOT (★): no other run is better in one without being
-worse in another.</p><ul>{pareto}</ul>
-{chart}
-<h2>Figures</h2>{values}
-<h2>Differences to {baseline}</h2>{differences}
-<p><small>{method}. Dim: the interval holds 0.</small></p>
-</body></html>
-"""
+def _range(row: GridRow, low: float | None, high: float | None) -> str:
+    if low is None:
+        return ""
+    texts = (escape(figure_text(row.figure, row.unit, value)) for value in (low, high))
+    return f"<br><small>{' … '.join(texts)}</small>"

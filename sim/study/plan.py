@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
+from .config import FLEET_TEXTS, flag
 from .executors import Executor, InProcess
 from .plan_bounds import bounds, demand_of
 from .plan_capacity import Capacity, Effort
@@ -124,6 +125,9 @@ def _check(configs: Mapping[str, RunConfig], max_price_factor: float) -> RunConf
     for label, config in configs.items():
         if config.replay != "open" or config.max_concurrency is not None:
             raise ConfigError(f"plan: {label}: closed loops have no rate to plan for, expected --replay open")
+        for name in FLEET_TEXTS:
+            if getattr(config, name) is not None:
+                raise ConfigError(f"plan: {label}: fleets of equal replicas only, expected no {flag(name)}")
     return first
 
 
@@ -199,7 +203,7 @@ class _Planner:
         return Row(
             candidate.label,
             _settings(config),
-            config.tensor_parallel_size,
+            config.gpus_per_replica,
             "infeasible",
             why,
             bound_per_s=bound,
@@ -235,7 +239,7 @@ class _Planner:
             rows[racer.candidate.label] = Row(
                 racer.candidate.label,
                 _settings(racer.config),
-                racer.config.tensor_parallel_size,
+                racer.config.gpus_per_replica,
                 "pruned",
                 f"costs at least ${racer.least_usd:.2f}/h, {racer.least_usd / best:.1f} times {label}",
                 bound_per_s=racer.bound_per_s,
@@ -245,7 +249,7 @@ class _Planner:
     def _row(self, racer: _Racer, found: Capacity | None, error: str | None) -> Row:
         config = racer.config
         base = Row(
-            racer.candidate.label, _settings(config), config.tensor_parallel_size, "simulated",
+            racer.candidate.label, _settings(config), config.gpus_per_replica, "simulated",
             bound_per_s=racer.bound_per_s,
         )  # fmt: skip
         if found is None:
@@ -348,4 +352,9 @@ class _Planner:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     names = ("model", "gpu", "tensor_parallel_size", "policy", "routing", "engine", "dtype", "kv_cache_dtype")
-    return {name: getattr(config, name) for name in names}
+    spread = {
+        n: getattr(config, n)
+        for n in ("pipeline_parallel_size", "data_parallel_size")
+        if getattr(config, n) > 1
+    }
+    return {**{name: getattr(config, name) for name in names}, **spread}

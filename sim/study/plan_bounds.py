@@ -65,7 +65,9 @@ def demand_of(trace: Trace, *, caching: bool) -> Demand:
 
 
 def bounds(spec: ReplicaSpec, demand: Demand, slo: Slo | None) -> Bounds:
-    """The bounds of one replica under this demand."""
+    """The bounds of one replica under this demand; none where a step emits several tokens of a sequence."""
+    if spec.tape is not None:
+        return Bounds(float("inf"), None)
     return Bounds(rate_bound(spec, demand), _miss(spec, demand, slo) if slo else None)
 
 

@@ -23,21 +23,38 @@ START_FRAC = 0.25
 """First rate as a share of the bound: under latency objectives engines reach 20-40 % of the physical floor's rate."""
 
 
+LOOSE_FRAC = 0.15
+"""Relative half-width that an interval must have even where a wider one tells how many replicas are needed."""
+
+LEAST_COARSE = 200
+"""Fewer requests than this say too little of a tail to seek a bracket by."""
+
+COARSE_WIDTH = 0.15
+"""Relative width of the bracket that is sought first, with few requests a look."""
+
 LOOKED = ("good_frac", "ttft_p99", "tpot_p99")
 """What is kept of each look at a rate, for curves over it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How finely to look: requests in a probe, relative width of the last bracket, and how many replications at least
-    and at most. They stop when the 95 % interval of the mean tells how many replicas the load needs, or when its
-    relative half-width is `interval_frac`."""
+    """How finely to look: requests in a probe (of the first ones, which only seek the bracket, a share `coarse_frac`),
+    relative width of the last bracket, and how many replications at least and at most. They stop when the
+    relative half-width of the mean's 95 % interval is `interval_frac`, or `LOOSE_FRAC` where that tells how many replicas
+    the load needs."""
 
     requests: int = 4000
     bracket_frac: float = 0.04
     interval_frac: float = 0.03
-    least: int = 3
+    coarse_frac: float = 0.25
+    least: int = 2
     most: int = 5
+
+    @property
+    def coarse_requests(self) -> int:
+        """Requests in a probe that only seeks the bracket; 0: a full probe is small enough for that."""
+        few = round(self.coarse_frac * self.requests)
+        return few if few >= LEAST_COARSE else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +138,23 @@ def capacity(
     limits: list[str] = []
     looks: list[dict[str, float]] = []
 
-    def look(rate: float) -> Probe:
+    def glance(rate: float, n_requests: int) -> Probe:
         nonlocal probes, requests
-        load = at_rate(trace, rate, effort.requests, setup.config.seed + len(rates))
+        load = at_rate(trace, rate, n_requests, setup.config.seed + len(rates))
         probes, requests = probes + 1, requests + len(load)
-        seen = probe(setup, load, slo)
+        return probe(setup, load, slo)
+
+    def look(rate: float) -> Probe:
+        seen = glance(rate, effort.requests)
         looks.append(
             {"rate_per_s": rate, "ok": seen.ok} | {n: seen.figures[n] for n in LOOKED if n in seen.figures}
         )
         return seen
 
+    if effort.coarse_requests:
+        coarse = Search(lambda rate: glance(rate, effort.coarse_requests), ceiling, ceiling / 4096)
+        if rough := coarse.run(guess, step, COARSE_WIDTH):
+            guess, step = rough, 1.0 + 2 * effort.bracket_frac
     while len(rates) < effort.most:
         search = Search(look, ceiling, ceiling / 4096)
         rate = search.run(guess, step, effort.bracket_frac)
@@ -155,9 +179,10 @@ def _settled(rates: list[float], load_per_s: float, effort: Effort) -> bool:
     if len(rates) < effort.least:
         return False
     low, high = interval(rates)
-    if high - low <= 2 * effort.interval_frac * fmean(rates):
+    half = (high - low) / 2 / fmean(rates)
+    if half <= effort.interval_frac:
         return True
-    return low > 0 and ceil(load_per_s / low) == ceil(load_per_s / high)
+    return half <= LOOSE_FRAC and low > 0 and ceil(load_per_s / low) == ceil(load_per_s / high)
 
 
 def interval(rates: list[float]) -> tuple[float, float]:

@@ -45,7 +45,7 @@ class Ledger:
 
     def usd_per_hour(self, gpu: GpuSpec, config: RunConfig, replicas: int, busy_frac: float) -> float | None:
         """Price of a fleet."""
-        gpus = replicas * config.tensor_parallel_size
+        gpus = replicas * config.gpus_per_replica
         return self.prices.usd_per_hour(self.cost(gpu, config), gpus, busy_frac)
 
     def least_usd(self, spec: ReplicaSpec, replicas: int, bound_per_s: float, config: RunConfig) -> float:

@@ -133,30 +133,20 @@ def _gpus(n: int) -> str:
 
 
 def _candidates(rows: Sequence[Row]) -> Table:
+    """The candidates in columns that a terminal of 80 holds; energy, intervals and the rest are in the files."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", no_wrap=True)
-    for name in (
-        "req/s a replica",
-        "± 95 %",
-        "replicas",
-        "GPUs",
-        "$/h",
-        "$/M tok",
-        "kWh/M",
-        "TTFT p99",
-        "TPOT p99",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("limit", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("candidate", overflow="fold", min_width=16)
+    for name in ("req/s\nof one", "fleet", "GPUs", "$/h", "$/M\ntok", "TTFT\np99", "TPOT\np99"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limit", min_width=10)
     for row in rows:
-        half = ((row.high_per_s or 0) - (row.low_per_s or 0)) / 2
         table.add_row(
-            f"{'*' if row.pareto else ' '} {row.label}", _number(row.rate_per_s), _number(half), _number(row.replicas, 0),
-            _number(row.gpus, 0), _number(row.usd_per_hour), _number(row.usd_per_million_tokens, 3),
-            _number(row.kwh_per_million_tokens, 4), _ms(row.at_load.get("ttft_p99"), 0), _ms(row.at_load.get("tpot_p99"), 1),
+            f"{'*' if row.pareto else ' '} {row.label}", _number(row.rate_per_s),
+            _number(row.replicas, 0), _number(row.gpus, 0), _number(row.usd_per_hour),
+            _number(row.usd_per_million_tokens, 3), _ms(row.at_load.get("ttft_p99"), 0), _ms(row.at_load.get("tpot_p99"), 1),
             row.why,
         )  # fmt: skip
     return table
@@ -177,12 +167,13 @@ def _left_out(simulated: Sequence[Row], others: Sequence[Row]) -> str:
     shown = "".join(f"\n  {reason}" for reason in list(reasons)[:6])
     return (
         f"{more}* on the front of price, TTFT and TPOT; latencies are of one replica at its share of the load; "
-        f"{count['pruned']} left out by price bounds, {count['infeasible']} infeasible{shown}{' …' if len(reasons) > 6 else ''}"
+        f"{count['pruned']} left out by price bounds, {count['infeasible']} infeasible{shown}"
+        f"{' …' if len(reasons) > 6 else ''}"
     )
 
 
 def _at_loads(plan: PlanResult) -> Table:
-    return _plain("the cheapest by its rate at other loads", plan.load_sensitivity, {
+    return _plain("at other loads: the cheapest by the rate of one replica, not simulated", plan.load_sensitivity, {
         "load_factor": "× load", "load_per_s": "req/s", "label": "candidate", "replicas": "replicas", "gpus": "GPUs",
         "usd_per_hour": "$/h",
     })  # fmt: skip

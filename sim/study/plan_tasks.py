@@ -75,23 +75,14 @@ def drawn(setup: Setup, number: int) -> Setup:
     """The setup on a draw of its calibration; of a cost model without one, the setup itself."""
     from stepline.traces.random_streams import stream
 
-    from ..cost.plugins import load_cost_model
     from ..cost.uncertainty import draw
-    from .config import DTYPES
+    from .pricing import cost_model_of
 
     spec = setup.cluster.replicas[0]
     calibration: Any = getattr(spec.cost_model, "calibration", None)
     if calibration is None:
         return setup
     other = draw(calibration, stream(setup.config.seed, "calibration", number))
-    model = load_cost_model(
-        setup.config.cost_model,
-        model=spec.model,
-        gpu=spec.gpu,
-        tp=spec.tp,
-        engine=spec.engine,
-        calibration=other,
-        kv_dtype=DTYPES[setup.config.kv_cache_dtype],
-    )
+    model, _ = cost_model_of(setup.config, spec.model, spec.gpu, spec.engine, other)
     replicas = tuple(replace(r, cost_model=model) for r in setup.cluster.replicas)
     return replace(setup, cluster=replace(setup.cluster, replicas=replicas))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError, nearest
 
+from ..cost.catalogue import known_gpus, load_gpu
+
 if TYPE_CHECKING:
     from ..cost.specs import GpuSpec
 
@@ -85,6 +87,39 @@ def read_prices(path: str | Path | None = None) -> Prices:
     own = _parsed(Path(path), {"usd_per_kwh": prices.usd_per_kwh, "pue": prices.pue})
     rows = {name: {**prices.gpus.get(name, {}), **row} for name, row in own.gpus.items()}
     return Prices({**prices.gpus, **rows}, own.usd_per_kwh, own.pue)
+
+
+def table_text() -> str:
+    """The default table in full, as a file to edit: of each GPU the price, power, date and sources.
+
+    Prices and full power are the GPU table's, idle power and what a site pays are `prices.toml`'s.
+    """
+    prices, site = _parsed(DEFAULT), tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["site"]
+    lines = [
+        "# What GPUs cost to run: edit it and give it to `simulate plan --prices FILE`. Rows and keys left out keep these values.",
+        "[site]",
+        f"usd_per_kwh = {site['usd_per_kwh']} # energy on top of the GPU price; rented GPUs include it",
+        f"pue = {site['pue']} # facility power over GPU power; host and cooling are not in it",
+        f"date = {_quoted(site['date'])}",
+        f"source = {_quoted(site['source'])}",
+    ]
+    for name in known_gpus():
+        gpu = load_gpu(name)
+        cost = prices.of(gpu)
+        lines += ["", f"[gpu.{name}]"]
+        lines += [] if gpu.usd_per_hour is None else [f"usd_per_gpu_hour = {gpu.usd_per_hour:g}"]
+        lines += [f"tdp_w = {cost.tdp_w:g}", f"idle_w = {cost.idle_w:g}", f"date = {_quoted(site['date'])}"]
+        idle = (
+            f"; idle power: {cost.source}"
+            if cost.source != gpu.source
+            else f"; idle power: {IDLE_SHARE:.0%} of TDP"
+        )
+        lines += [f"source = {_quoted(gpu.source + idle)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _parsed(path: Path, site: Mapping[str, float] | None = None) -> Prices:

@@ -47,7 +47,15 @@ def simulate_resolved(
     provenance = {"source": trace.source, "sha256": trace.sha256, "requests": len(trace)}
     described = {"label": label or setup.config.policy, **setup.described, "trace": provenance}
     result = run_cluster(trace, replace(setup.cluster, config=described), on_progress)
-    return replace(result, warnings=(*setup.warnings, *result.warnings))
+    return replace(result, warnings=(*setup.warnings, *_passed_over(trace, setup.config), *result.warnings))
+
+
+def _passed_over(trace: Trace, config: RunConfig) -> tuple[str, ...]:
+    """What the trace says and the run does not heed."""
+    adapters = trace.columns.get("adapter")
+    if config.enable_lora or adapters is None or all(a is None for a in adapters):
+        return ()
+    return ("the trace names LoRA adapters, which are served as the base model: --enable-lora loads them",)
 
 
 def configured(config: RunConfig | None, settings: dict[str, Any]) -> RunConfig:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepline.traces.errors import CalibrationError, ConfigError
+from stepline.traces.errors import ConfigError
 
 from ..cluster.cluster import ClusterSpec, ReplicaSpec
+from ..cluster.offloading import Offloading
 from ..cluster.slowed import SlowedCost
 from ..cost.calibration import load_calibration
 from ..cost.catalogue import load_engine, load_gpu, load_model
+from ..cost.drafting import Footprint
+from ..cost.lora import adapter_bytes
 from ..cost.memory import MemoryLedger, kv_ledger
-from ..cost.plugins import load_cost_model
 from ..cost.sampler import chosen_sampling
 from ..cost.specs import GpuSpec
+from ..engine.acceptance import AcceptanceTape
 from ..engine.plugins import load_plugin, load_plugin_class, parse_plugin, plugin_factory
+from ..engine.seats import Limits
 from .config import DEFAULT_GPU, DTYPES, FALLBACKS, RunConfig, flag
 from .fleet_texts import autoscaling_of, disaggregation_of, kinds_of, outages_of, slow_replicas
+from .parallel import Layout
+from .pricing import cost_model_of, flagged, speculation_of
+from .speculation import beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..cost.calibration import Calibration
     from ..cost.specs import EngineProfile, ModelSpec
-    from ..cost.work import CostModel
 
 
 COMPRESSIONS = "stepline.kv_compressions"
@@ -107,15 +110,19 @@ def _made(config: RunConfig, engine: EngineProfile, calibration: Calibration | N
     model = _model(config)
     gpu, notes = _gpu(config)
     config = replace(config, max_model_len=_max_model_len(config, model))
-    _check_together(config, model)
-    ledger = _ledger(config, model, gpu, engine)
+    layout = Layout.of(config, model)
+    if layout.pp > 1:
+        engine = replace(engine, pipeline_depth=0)  # vLLM plans a pipeline's batches without async scheduling
+    _check_together(config)
+    ledger = _ledger(config, model, gpu, engine, layout)
     # the engine counts one block per block_size tokens: of a pool shared by groups of layers, token_blocks
     blocks = _known(config.num_gpu_blocks_override) if ledger is None else ledger.token_blocks
-    cost_model, constants = _cost_model(config, model, gpu, engine, calibration)
+    blocks = layout.blocks(blocks)
+    cost_model, constants = cost_model_of(config, model, gpu, engine, calibration)
     described = _described(config, model, gpu, engine)
     described |= {"kv_blocks": blocks, "kv_ledger": ledger and asdict(ledger), "calibration": constants}
-    build = partial(_replica, config, model, gpu, engine, cost_model, blocks)
-    warnings = (*_not_modelled(config), *notes, *getattr(cost_model, "warnings", ()))
+    build = partial(_replica, config, model, gpu, engine, cost_model, layout, blocks)
+    warnings = (*_not_modelled(config), *layout.notes, *notes, *getattr(cost_model, "warnings", ()))
     return _Made(config, build, described, warnings)
 
 
@@ -223,18 +230,8 @@ def _routing(config: RunConfig, name: str) -> Any:
         raise ConfigError(str(error).replace("--routing", flag(name), 1)) from None
 
 
-@contextmanager
-def _flagged(name: str) -> Iterator[None]:
-    """Errors of a look-up start with the flag that asked for it."""
-    try:
-        yield
-    except ConfigError as error:
-        text = str(error)
-        raise (error if text.startswith("--") else ConfigError(f"{flag(name)}: {text}")) from None
-
-
 def _named(name: str, look_up: Callable[[], Any]) -> Any:
-    with _flagged(name):
+    with flagged(name):
         return look_up()
 
 
@@ -260,12 +257,8 @@ def _max_model_len(config: RunConfig, model: ModelSpec) -> int:
     return asked or model.max_model_len
 
 
-def _check_together(config: RunConfig, model: ModelSpec) -> None:
-    tp, budget, block = config.tensor_parallel_size, config.max_num_batched_tokens, config.block_size
-    if model.n_heads % tp:
-        raise ConfigError(
-            f"--tensor-parallel-size: got {tp}, expected a divisor of {model.name}'s {model.n_heads} heads"
-        )
+def _check_together(config: RunConfig) -> None:
+    budget, block = config.max_num_batched_tokens, config.block_size
     if budget is not None and block is not None and budget < block:
         raise ConfigError(
             f"--max-num-batched-tokens: got {budget}, expected at least a block (--block-size {block})"
@@ -278,13 +271,28 @@ def _replica(
     gpu: GpuSpec,
     engine: EngineProfile,
     cost_model: Any,
+    layout: Layout,
     blocks: int,
 ) -> ReplicaSpec:
     eviction = plugin_factory("stepline.eviction_policies", config.kv_eviction)
+    limits = layout.limits(
+        Limits(
+            _known(config.max_num_seqs),
+            _known(config.max_num_batched_tokens),
+            _known(config.max_model_len),
+            config.long_prefill_token_threshold,
+        ),
+        (blocks - 1) // layout.dp * _known(config.block_size),
+    )
     return ReplicaSpec(
         model=model,
         gpu=gpu,
-        tp=config.tensor_parallel_size,
+        tp=layout.tp,
+        pp=layout.pp,
+        dp=layout.dp,
+        tape=_tape(config),
+        max_loras=config.max_loras if config.enable_lora else None,
+        max_lora_rank=config.max_lora_rank,
         engine=engine,
         cost_model=cost_model,
         policy=load_plugin("stepline.batch_policies", config.policy),
@@ -297,16 +305,25 @@ def _replica(
         block_size=_known(config.block_size),
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         compression=load_plugin(COMPRESSIONS, config.kv_compression) if config.kv_compression else None,
-        max_num_seqs=_known(config.max_num_seqs),
-        max_num_batched_tokens=_known(config.max_num_batched_tokens),
-        max_model_len=_known(config.max_model_len),
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        long_prefill_token_threshold=limits.long_prefill_token_threshold,
         usd_per_gpu_hour=_price(config, gpu),
+        offloading=Offloading.parse(
+            config.kv_offloading_backend, config.kv_offloading_size, config.kv_offloading_ssd_size
+        ),
     )
 
 
 def _price(config: RunConfig, gpu: GpuSpec) -> float | None:
     return gpu.usd_per_hour if config.usd_per_gpu_hour is None else config.usd_per_gpu_hour
+
+
+def _tape(config: RunConfig) -> AcceptanceTape | None:
+    """Draws of how many drafted tokens are accepted, from the run's seed."""
+    asked = speculation_of(config)
+    return None if asked is None else AcceptanceTape(asked.acceptance, config.seed)
 
 
 def _known(value: int | None) -> int:
@@ -315,7 +332,9 @@ def _known(value: int | None) -> int:
     return value
 
 
-def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> MemoryLedger | None:
+def _ledger(
+    config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile, layout: Layout
+) -> MemoryLedger | None:
     """The memory ledger; None where the user states the number of blocks.
 
     A `--max-model-len` must fit into the cache, as vLLM demands; the model's own length need not: a request that is
@@ -323,74 +342,37 @@ def _ledger(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EnginePro
     """
     if config.num_gpu_blocks_override is not None:
         return None
-    return kv_ledger(
+    books = kv_ledger(
         model,
         gpu,
         engine=engine,
-        tp=config.tensor_parallel_size,
+        tp=layout.tp,
+        pp=layout.pp,
         gpu_memory_utilization=config.gpu_memory_utilization,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len if config.max_model_len != model.max_model_len else None,
         kv_dtype=DTYPES[config.kv_cache_dtype] or "bf16",
         block_size=config.block_size,
+        experts=layout.experts,
     )
-
-
-def _cost_model(
-    config: RunConfig,
-    model: ModelSpec,
-    gpu: GpuSpec,
-    engine: EngineProfile,
-    constants: Calibration | None,
-) -> tuple[CostModel, str | None]:
-    """The cost model, and the id of the calibration it uses (None: it uses none)."""
-    asked = parse_plugin(config.cost_model, "--cost-model")
-    name = asked.target
-    if asked.is_path:  # makes modules of the current directory, and files, importable by name
-        found = load_plugin_class("stepline.cost_models", name)
-        name = f"{found.__module__}:{found.__qualname__}"
-    with _calibration_errors(config, model, gpu), _flagged("cost_model"):
-        cost_model = load_cost_model(
-            name,
-            model=model,
-            gpu=gpu,
-            tp=config.tensor_parallel_size,
-            engine=engine,
-            calibration=constants or config.calibration,
-            kv_dtype=DTYPES[config.kv_cache_dtype],
-            **_kernels(config),
-            **asked.parameters,
-        )
-    calibration = getattr(cost_model, "calibration", None)
-    return cost_model, getattr(calibration, "id", None)
-
-
-def _kernels(config: RunConfig) -> dict[str, Any]:
-    """The kernels' what-ifs that differ from what engines do."""
-    asked = {
-        "attention_backend": config.attention_backend,
-        "fused_elementwise": config.elementwise == "fused",
-        "enforce_eager": config.enforce_eager,
-    }
-    usual = {"attention_backend": "auto", "fused_elementwise": True, "enforce_eager": False}
-    return {name: value for name, value in asked.items() if value != usual[name]}
-
-
-@contextmanager
-def _calibration_errors(config: RunConfig, model: ModelSpec, gpu: GpuSpec) -> Iterator[None]:
-    """Errors of a calibration start with its flag, or, where none was given, with what it was looked up for."""
-    try:
-        yield
-    except CalibrationError as error:
-        asked = flag("calibration") if config.calibration else f"--model {model.name}, --gpu {gpu.name}"
-        raise CalibrationError(f"{asked}: {error}") from None
+    if config.enable_lora:
+        slots_bytes = config.max_loras * adapter_bytes(model, config.max_lora_rank, layout.tp)
+        books = beside(books, Footprint(slots_bytes, 0.0), "--max-loras")
+    drafts = speculation_of(config)
+    if drafts is None:
+        return books
+    kv_dtype, size = DTYPES[config.kv_cache_dtype] or "bf16", _known(config.block_size)
+    return beside(books, drafts.footprint(model, tp=layout.tp, kv_dtype=kv_dtype, block_size=size))
 
 
 def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: EngineProfile) -> dict[str, Any]:
     """Every setting as it was resolved, and the specs behind the names."""
     return {
         **asdict(config),
+        "gpu": gpu.name
+        if config.gpu == DEFAULT_GPU
+        else config.gpu,  # that of the constants, where a file has them
         "usd_per_gpu_hour": _price(config, gpu),
         "model_spec": asdict(model),
         "gpu_spec": asdict(gpu),

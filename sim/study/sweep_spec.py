@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from stepline.traces.errors import ConfigError, nearest
 
-from .config import RunConfig, setting_names
+from .config import FLEET_TEXTS, NONE, RunConfig, setting_names
 
 SCHEMA_VERSION = 1
 """Part of every address: raised when the content of a result changes meaning."""
@@ -117,10 +117,14 @@ def _section(path: Path, table: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _known(path, name, section)
 
 
+SHORT = {"tp": "tensor_parallel_size", "pp": "pipeline_parallel_size", "dp": "data_parallel_size"}
+"""Short names of settings, as on the command line."""
+
+
 def _known(path: Path, where: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under their own names (`tp` and `max-num-seqs` are understood)."""
     known = setting_names()
-    named = {("tensor_parallel_size" if k == "tp" else k.replace("-", "_")): v for k, v in section.items()}
+    named = {SHORT.get(k, k.replace("-", "_")): v for k, v in section.items()}
     for key in named:
         if key not in known:
             raise ConfigError(f"{path}: {where}: unknown setting {key!r}{nearest(key, known)}")
@@ -137,9 +141,14 @@ def _rows(
             raise ConfigError(f"{path}: grid: {name}: got no values, expected at least one")
     if grid or not points:
         for picked in itertools.product(*grid.values()):
-            yield {**base, **dict(zip(grid, picked, strict=True))}
+            yield _plain({**base, **dict(zip(grid, picked, strict=True))})
     for i, extra in enumerate(points, 1):
-        yield {**base, **_known(path, f"point {i}", extra)}
+        yield _plain({**base, **_known(path, f"point {i}", extra)})
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: of a fleet's texts "none" stands for it."""
+    return {k: None if k in FLEET_TEXTS and v == NONE else v for k, v in settings.items()}
 
 
 def _point(path: Path, trace: str, settings: dict[str, Any], reading: dict[str, Any]) -> Point:

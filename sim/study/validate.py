@@ -36,9 +36,9 @@ class Validation:
         """Mean |error| by experiment."""
         return by_experiment(self.values)
 
-    def groups(self, key: str = "group") -> pd.DataFrame:
-        """Mean |error| by group, or by another column (`tp`, `engine`, `gpu`, `arch`, `model`, `set`)."""
-        return by_group(self.values, key)
+    def groups(self, key: str = "group", stat: str = "mean") -> pd.DataFrame:
+        """Mean (or median) |error| by group, or by another column (`tp`, `engine`, `gpu`, `arch`, `model`, `set`)."""
+        return by_group(self.values, key, stat)
 
     def against_peers(self) -> pd.DataFrame:
         """Mean |error| of peers and of ours on the same experiments."""

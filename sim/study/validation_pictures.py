@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 NAMES = {"ttft_mean": "TTFT mean", "tpot_mean": "TPOT mean", "e2e_mean": "E2E mean", "e2e_p99": "E2E p99"}
 OURS = "stepline"
-CURVE_POINTS = 200
+CURVE_POINTS = 60
 """Quantiles a curve is drawn with."""
+SCALE = 0.8
+"""Pixels a point: pictures that are small enough to be kept with the source."""
 
 
 def draw(result: Validation, folder: Path) -> list[Path]:
@@ -27,7 +29,7 @@ def draw(result: Validation, folder: Path) -> list[Path]:
     for name, chart in charts.items():
         if chart is not None:
             path = folder / f"{name}.png"
-            chart.save(str(path), scale_factor=1.5)
+            chart.save(str(path), scale_factor=SCALE)
             written.append(path)
     return written
 
@@ -50,7 +52,7 @@ def _scatter(result: Validation) -> Any:
         scale = alt.Scale(type="log", domain=[low, high], nice=False)
         points = (
             alt.Chart(part[["measured", "predicted", "group", "exp_key"]])
-            .mark_circle(size=45, opacity=0.75)
+            .mark_circle(size=30)
             .encode(
                 x=alt.X("measured:Q", scale=scale, title=f"measured {title}, s", axis=alt.Axis(format="~g")),
                 y=alt.Y("predicted:Q", scale=scale, title="predicted, s", axis=alt.Axis(format="~g")),
@@ -59,7 +61,7 @@ def _scatter(result: Validation) -> Any:
         )
         line = alt.Chart(_frame({"x": [low, high]})).mark_line(color="black", strokeWidth=1)
         line = line.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("x:Q", scale=scale))
-        rows.append((line + points).properties(width=300, height=300, title=title))
+        rows.append((line + points).properties(width=260, height=260, title=title))
     grid = alt.vconcat(*[alt.hconcat(*rows[i : i + 2]) for i in range(0, len(rows), 2)])
     return grid.properties(title="Predicted against measured; the line is equality")
 
@@ -123,16 +125,16 @@ def _ecdf(result: Validation) -> Any:
         for metric in ("TTFT", "E2E"):
             part = table[(table["run"] == run) & (table["metric"] == metric)]
             pair.append(
-                alt.Chart(part, width=190, height=120, title=alt.Title(f"{run}: {metric}", fontSize=10))
+                alt.Chart(part, width=150, height=80, title=alt.Title(f"{run}: {metric}", fontSize=9))
                 .mark_line(strokeWidth=1.8)
                 .encode(
                     x=alt.X(
                         "value:Q",
                         title="s",
                         scale=alt.Scale(type="log", nice=False),
-                        axis=alt.Axis(format="~g"),
+                        axis=alt.Axis(format="~g", tickCount=3, grid=False),
                     ),
-                    y=alt.Y("share:Q", title=None),
+                    y=alt.Y("share:Q", title=None, axis=alt.Axis(tickCount=2, grid=False)),
                     color=alt.Color("by:N", title=None, scale=alt.Scale(range=["#222222", "#e4572e"])),
                     strokeDash=alt.StrokeDash("by:N", title=None),
                 )

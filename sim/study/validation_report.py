@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .validation_scores import RULES
+from .validation_table import accuracy_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ def as_json(result: Validation) -> str:
         }
         if not result.values.empty
         else {},
+        "medians": _records(result.groups(stat="median")) if not result.values.empty else [],
         "experiments": _records(result.experiments()) if not result.values.empty else [],
         "peers": _records(result.against_peers()) if not result.values.empty else [],
         "values": _records(result.values),
@@ -33,7 +35,7 @@ def as_json(result: Validation) -> str:
 
 
 def write_report(result: Validation, folder: Path, command: str, *, pictures: bool) -> None:
-    """`experiments.csv`, `groups.csv`, `peers.csv`, `skipped.csv` and pictures into `folder`.
+    """`README.md`, `experiments.csv`, `groups.csv`, `peers.csv`, `skipped.csv` and pictures into `folder`.
 
     No measured value is written, only errors: the folder of measured runs may not be ours to publish.
     """
@@ -42,11 +44,14 @@ def write_report(result: Validation, folder: Path, command: str, *, pictures: bo
     folder.mkdir(parents=True, exist_ok=True)
     if not result.values.empty:
         _write(result.experiments(), folder / "experiments.csv")
-        groups = [result.groups(key).rename_axis("value").reset_index().assign(by=key)
-                  for key in ("group", "arch", "tp", "engine", "gpu", "model")]  # fmt: skip
+        groups = [result.groups(key, stat).rename_axis("value").reset_index().assign(by=key, stat=stat)
+                  for key in ("group", "arch", "tp", "engine", "gpu", "model")
+                  for stat in ("mean", "median")]  # fmt: skip
         table = pd.concat(groups, ignore_index=True)
-        _write(table[["by", *[c for c in table if c != "by"]]], folder / "groups.csv")
+        first = ["by", "stat"]
+        _write(table[[*first, *[c for c in table if c not in first]]], folder / "groups.csv")
         _write(result.against_peers().reset_index(), folder / "peers.csv")
+        (folder / "README.md").write_text(accuracy_page(result, command), encoding="utf-8")
     _write(
         pd.DataFrame(sorted(result.skipped.items()), columns=["exp_key", "reason"]), folder / "skipped.csv"
     )

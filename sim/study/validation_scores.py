@@ -23,6 +23,7 @@ Scoring rules
 - A statistical replay draws the arrivals anew: mean over seeds, standard deviation beside it.
 - KV blocks are taken from the folder only where their source says "measured"; else the memory ledger computes them.
 - Closed-loop points do not say whether they are means or medians: they are held against means.
+- Groups are shown as means of their experiments and as medians.
 - Peers are scored on the same experiments and stages, against the same measured values.
 Noise of repeated measurements: E2E 1 %, TPOT 1 %, TTFT 2 %."""
 
@@ -105,8 +106,11 @@ def by_experiment(values: pd.DataFrame) -> pd.DataFrame:
     return means.reset_index()
 
 
-def by_group(values: pd.DataFrame, key: str = "group") -> pd.DataFrame:
-    """Mean |error| over the experiments of each `key` (and `n`, how many), one column a metric; overloads only by group."""
+def by_group(values: pd.DataFrame, key: str = "group", stat: str = "mean") -> pd.DataFrame:
+    """Mean |error| over the experiments of each `key` (and `n`, how many), one column a metric; overloads only by group.
+
+    `stat`: `mean` or `median` of the experiments.
+    """
     table = by_experiment(values)
     if key != "group":
         table = table[table["group"] != "overload"]
@@ -114,7 +118,7 @@ def by_group(values: pd.DataFrame, key: str = "group") -> pd.DataFrame:
     metrics = [m for m in (*SCORED, *OVERLOAD) if m in table]
     metrics = list(dict.fromkeys(metrics))
     grouped = table.groupby(key, sort=False)
-    means = grouped[metrics].mean()
+    means = grouped[metrics].agg(stat)
     means.insert(0, "n", grouped.size())
     return means
 

@@ -36,7 +36,14 @@ TRUTH = {
         "exponent": 1.3,
     },
     "attention_decode": {"t0_s": 1.1e-5, "wave_s": 3e-6, "memory_eff": 0.9},
-    "moe": {"t0_s": 3e-5, "compute_eff": 0.5, "memory_eff": 0.9, "activation_eff": 0.3, "exponent": 2.0},
+    "moe": {
+        "t0_s": 3e-5,
+        "chain_s_per_k": 1.5e-9,
+        "compute_eff": 0.5,
+        "memory_eff": 0.9,
+        "activation_eff": 0.3,
+        "exponent": 2.0,
+    },
 }
 SHAPES = {
     "gemm": [
@@ -60,7 +67,12 @@ SHAPES = {
     "moe": [
         {"m": m, "n": n, "k": d, "n_experts": e, "top_k": t, "skew": 0.0}
         for m in (1, 16, 128, 1024, 8192)
-        for n, d, e, t in ((14336, 4096, 8, 2), (768, 2048, 128, 8), (1536, 4096, 128, 8))
+        for n, d, e, t in (
+            (14336, 4096, 8, 2),
+            (768, 2048, 128, 8),
+            (1536, 4096, 128, 8),
+            (512, 6144, 256, 8),
+        )
     ],
 }
 TASKS = {task.name: task for task in (GEMM, PREFILL, DECODE, MOE)}
@@ -180,6 +192,8 @@ def test_splits_hold_out_what_they_say(split):
         assert not families
     if split == "largest":
         assert held["m"].min() > left["m"].max()
+    if split == "wider":
+        assert held["n"].min() > 4096 >= left["n"].max()
     if split == "large-nk":
         assert held["n"].min() >= 8192
         assert held["k"].min() >= 4096

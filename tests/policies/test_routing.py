@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stepline.policies.routing.central_queue import CentralQueuePolicy
 from stepline.policies.routing.least_requests import LeastRequestsPolicy
 from stepline.policies.routing.least_tokens import LeastKvPolicy, LeastTokensPolicy
-from stepline.policies.routing.prefix_affinity import PrefixAffinityPolicy
+from stepline.policies.routing.prefix_affinity import PrefixAffinityPolicy, _Index
 from stepline.policies.routing.random_choice import PowerOfTwoPolicy, RandomPolicy
 from stepline.policies.routing.round_robin import RoundRobinPolicy
 from stepline.policies.routing.session_sticky import SessionStickyPolicy
@@ -21,7 +21,7 @@ from stepline.sim.engine.plugins import load_plugin, plugin_names
 from stepline.traces.errors import ConfigError, PolicyError
 
 from ..sim.engine_kit import Affine, by_index, run
-from .conformance import check, simulate, worlds
+from .conformance import chain, check, simulate, worlds
 
 ROUTING = "stepline.routing_policies"
 
@@ -148,6 +148,30 @@ def test_a_router_forgets_what_no_longer_fits_the_replica():
     assert policy.choose(request(ids=[1, 2]), replicas) == 0
     assert policy.choose(request(ids=[3, 4, 5]), replicas) == 0  # pushes 1 and 2 out
     assert policy.choose(request(ids=[1, 2]), [seen(0, 1), seen(1, 0)]) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3), st.integers(1, 6)), max_size=40
+    ),
+    st.integers(3, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_router_believes_is_a_least_recently_sent_list_per_replica(sent, room):
+    """The shared index against one list per replica, searched id by id."""
+    index, lists = _Index(), [[] for _ in range(3)]
+    for request_, (number, family, shared, n) in enumerate(sent):
+        ids = tuple(chain(family, shared, request_, n))
+        hits = [next((i for i, k in enumerate(ids) if k not in known), n) for known in lists]
+        longest, holders = index.match(ids, 0b111)
+        assert longest == max(hits)
+        assert not longest or [i for i in range(3) if holders >> i & 1] == [
+            i for i, hit in enumerate(hits) if hit == longest
+        ]
+        index.add(seen(number, total_blocks=room), ids, tuple(range(1, n + 1)))
+        known = lists[number]
+        known[:] = [k for k in known if k not in ids] + list(reversed(ids))
+        del known[: max(0, len(known) - room)]
 
 
 def test_random_choices_are_even_and_repeatable():

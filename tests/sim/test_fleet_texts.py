@@ -21,6 +21,7 @@ from stepline.sim.study.fleet_texts import (
     slow_replicas,
 )
 from stepline.sim.study.setup import resolve
+from stepline.sim.study.sweep import sweep
 from stepline.traces.errors import ConfigError
 from stepline.traces.request import Request
 from stepline.traces.trace import Trace
@@ -216,6 +217,35 @@ def test_with_and_without_are_compared(here, capsys):
     assert list(runs) == ["disaggregate=none", "disaggregate=prefill=1,decode=1"]
     assert "fleet" not in runs["disaggregate=none"]
     assert runs["disaggregate=prefill=1,decode=1"]["fleet"]["disaggregation"]["transfers"] == 40
+
+
+def test_sweeps_vary_fleets_and_none_stands_for_nothing(here):
+    text = """
+trace = "t.jsonl"
+[base]
+replicas = 2
+[grid]
+disaggregate = ["none", "prefill=1,decode=1"]
+"""
+    (here / "s.toml").write_text(text)
+    found = sweep(here / "s.toml", here / "out")
+    assert not found.failures
+    assert found.table["fleet.disaggregation.transfers"].fillna(0).tolist() == [0, 40]
+
+
+def test_a_plan_takes_equal_replicas_only(here, capsys):
+    argv = [
+        "plan",
+        "--trace",
+        "t.jsonl",
+        "--slo",
+        "ttft_p99<1",
+        "--disaggregate",
+        "prefill=1,decode=1",
+        "--no-save",
+    ]
+    assert main(argv) == 2
+    assert "expected no --disaggregate" in capsys.readouterr().err
 
 
 def test_a_wrong_text_is_one_line(here, capsys):

@@ -14,6 +14,7 @@ from stepline.sim.study.config import RunConfig
 from stepline.sim.study.grid import pareto_set, run_grid
 from stepline.traces.errors import ConfigError
 
+from .browser import browser, needs_browser
 from .engine_kit import trace
 
 SETTINGS = {"cost_model": "datasheet", "num_gpu_blocks_override": 400}
@@ -100,6 +101,17 @@ def test_the_command_writes_one_table_and_one_page(trace_file, tmp_path, capsys)
     assert json.loads((out / "manifest.json").read_text())["pareto"]
     assert "★" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {"comparison.csv", "comparison.html", "manifest.json"}
+
+
+@needs_browser
+def test_the_page_is_drawn_on_a_phone(trace_file, tmp_path):
+    out = tmp_path / "grid"
+    assert compare(trace_file, "--policy", "chunked,sjf", "--out", str(out), "--quiet") == 0
+    with browser() as page:
+        page.open(out / "comparison.html", width=390)
+        assert page.script("return [...stepline.views.keys()]") == ["tokens_ttft", "tokens_tpot"]
+        assert not page.script("return document.documentElement.scrollWidth > 390"), "wider than a phone"
+        assert page.console == []
 
 
 def test_a_list_takes_the_values_together(trace_file, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepline.sim.cli.main import main
-from stepline.sim.cost.catalogue import load_gpu
+from stepline.sim.cost.catalogue import known_gpus, load_gpu
 from stepline.sim.report.slo import parse_slo
 from stepline.sim.study.config import RunConfig
 from stepline.sim.study.executors import Processes
@@ -179,9 +180,12 @@ def test_rows_add_up(made):
     assert row.low_per_s <= row.rate_per_s <= min(row.high_per_s, row.bound_per_s * 1.05)
 
 
-def test_pruning_never_drops_the_winner():
+@pytest.mark.parametrize(
+    "seeds", [(1,), pytest.param((0, 2, 3, 4, 5, 6, 7), marks=pytest.mark.slow)], ids=["one", "more"]
+)
+def test_pruning_never_drops_the_winner(seeds):
     """Whatever load and objectives: the plan that may prune everything it can ends where the exhaustive one does."""
-    pruned = [_pruned_beside_the_exhaustive_plan(seed) for seed in range(3)]
+    pruned = [_pruned_beside_the_exhaustive_plan(seed) for seed in seeds]
     assert max(pruned) > 0, "no load at which there is something to prune: the comparison says nothing"
 
 
@@ -240,6 +244,11 @@ def test_candidates_that_are_no_plan_are_refused(changes, message):
     candidates = choices(tps=(1,))
     with pytest.raises(ConfigError, match=message):
         plan(load(), candidates | {"odd": replace(candidates["l40s,1,chunked"], **changes)})
+
+
+def test_a_bracket_is_sought_with_few_requests_where_few_say_enough():
+    assert (Effort().coarse_requests, Effort(requests=799).coarse_requests) == (1000, 200)
+    assert Effort(requests=150).coarse_requests == 0
 
 
 def test_too_little_to_plan_for_is_refused():
@@ -334,8 +343,23 @@ def test_the_command_writes_a_plan(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out) == found
     assert main([*command, "--replicas", "3"]) == 2
     assert "a plan finds them" in capsys.readouterr().err
+    assert main([*command, "--gpu", "h100-sxm,h20o"]) == 2
+    assert "did you mean 'h200'?" in capsys.readouterr().err
 
 
-def test_the_default_prices_can_be_printed(capsys):
+def test_the_printed_prices_are_the_default_ones_and_can_be_given_back(tmp_path, capsys):
+    """Every GPU has its price, power, date and source in the table that a user edits."""
     assert main(["plan", "--print-prices"]) == 0
-    assert "[gpu.h100-sxm]" in capsys.readouterr().out
+    path = tmp_path / "p.toml"
+    path.write_text(capsys.readouterr().out)
+    table = tomllib.loads(path.read_text())["gpu"]
+    assert set(table) == set(known_gpus())
+    assert all({"tdp_w", "idle_w", "date", "source"} <= set(row) for row in table.values())
+    given, default = read_prices(path), read_prices()
+    for gpu in map(load_gpu, known_gpus()):
+        a, b = given.of(gpu), default.of(gpu)
+        assert (a.usd_per_gpu_hour, a.tdp_w, round(a.idle_w, 3)) == (
+            b.usd_per_gpu_hour,
+            b.tdp_w,
+            round(b.idle_w, 3),
+        )

@@ -223,7 +223,7 @@ def test_flags_of_a_server_reach_the_run_and_ours_win(trace, tmp_path, capsys):
             "unknown flag --tensor-paralel-size; did you mean 'tensor-parallel-size'?",
         ),
         ("--cpu-offload-gb 4", "weights in host memory are not simulated"),
-        ("--pipeline-parallel-size 2", "pipeline parallelism is not simulated"),
+        ("--max-num-partial-prefills 2", "concurrent partial prefills are not simulated"),
         ("--max-num-seqs", "--max-num-seqs: expected a value"),
         ("--quantization fp9", "did you mean 'fp8'"),
         ("--no-enable-chunked-prefill", "not simulated"),
@@ -236,5 +236,21 @@ def test_other_flags_are_refused(flags, says):
     assert says in str(caught.value)
 
 
-def test_one_pipeline_stage_is_fine():
-    assert imported("--pipeline-parallel-size 1 --max-num-seqs 8").settings == {"max_num_seqs": "8"}
+def test_parallelism_and_switches_of_a_server_are_taken_over():
+    found = imported(
+        "-pp 2 -tp 4 --enforce-eager --enable-expert-parallel --enable-lora --attention-backend FLASHINFER"
+    )
+    assert found.settings == {
+        "pipeline_parallel_size": "2", "tensor_parallel_size": "4", "enforce_eager": "true",
+        "enable_expert_parallel": "true", "enable_lora": "true", "attention_backend": "auto",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "setting"), [("mixtral-8x7b", "data_parallel_size"), ("llama-3.1-8b", "replicas")]
+)
+def test_ranks_that_share_no_experts_are_replicas(model, setting, trace, tmp_path):
+    flags = ["--trace", trace, "--vllm-args", f"{model} -tp 2 -dp 2", "--out", str(tmp_path / "r")]
+    assert main(flags) == 0
+    config = json.loads((tmp_path / "r" / "manifest.json").read_text())["config"]
+    assert (config[setting], config["replicas"] * config["data_parallel_size"]) == (2, 2)

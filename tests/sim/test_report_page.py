@@ -14,6 +14,7 @@ from stepline.sim.report.gap_bins import gap_bins
 from stepline.sim.report.page import fill, packed
 from stepline.sim.report.page_data import page_data
 from stepline.sim.report.run_tables import read_run, tables_of
+from stepline.sim.report.time_bar import time_bar
 from stepline.traces.request import Request
 from stepline.traces.trace import Trace
 
@@ -121,6 +122,27 @@ def test_quantiles_read_off_the_page_are_within_a_bin(result, data):
         below = rows["n"].cumsum() / rows["n"].sum()
         at = rows[below >= 0.5].iloc[0]
         assert at["x"] * 0.999 <= exact[key]["p50"] * 1000 <= at["x2"] * 1.06
+
+
+def test_attainment_on_the_page_is_that_of_the_summary():
+    limits = "ttft_p99<0.3,tpot_p99<9ms"
+    run = simulate(trace(), num_gpu_blocks_override=300, slo=limits, max_model_len=1600)
+    figures = summary(run)
+    assert figures["requests"]["rejected"] > 0
+    cells = page_data([tables_of(run)]).tables["latency"]
+    cells = cells[cells["metric"] == "SLO"]
+    assert cells["n"].sum() == figures["requests"]["submitted"]
+    good = cells["n"][cells["x"] < 1 - 1e-9].sum()
+    assert 0 < good < cells["n"].sum()
+    assert good / cells["n"].sum() == pytest.approx(figures["slo"]["attainment_frac"], abs=1e-9)
+
+
+def test_the_bar_of_gpu_time_is_as_long_as_its_shares(result):
+    figures = summary(result)
+    lengths = dict(re.findall(r'class="t-(\w+)" style="flex:([\d.]+)"', time_bar(figures)))
+    assert sum(map(float, lengths.values())) == pytest.approx(1, abs=3e-3)
+    top = max(figures["time_frac"], key=figures["time_frac"].get)
+    assert float(lengths[top]) == pytest.approx(figures["time_frac"][top], abs=1e-4)
 
 
 def test_the_slowest_of_any_window_are_on_the_page(result, data):
@@ -242,6 +264,16 @@ def test_pictures(here):
     assert (here / "p" / "roofline.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["report", "r", "--format", "svg", "--charts", "kernels", "--theme", "dark", "--quiet"]) == 0
     assert "<svg" in (here / "r" / "charts" / "kernels.svg").read_text()
+
+
+def test_pictures_of_a_comparison_name_its_runs(here):
+    assert main(["--trace", "t.jsonl", "--quiet", "--policy", "continuous,chunked", "--out", "c"]) == 0
+    charts = ["--charts", "itl_tail,ttft_tpot,waiting", "--out", "p", "--quiet"]
+    assert main(["report", "c", "--format", "svg", *charts]) == 0
+    for name in ("itl_tail", "ttft_tpot", "waiting"):
+        text = (here / "p" / f"{name}.svg").read_text()
+        assert ">continuous<" in text, name
+        assert ">chunked<" in text, name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from stepline.calibration.host_fit import with_engine
 from stepline.sim import simulate
 from stepline.sim.cost.calibration import find_calibration
 from stepline.sim.cost.catalogue import load_engine, load_gpu, load_model
@@ -106,8 +107,13 @@ def test_serving_kernels_are_priced_where_the_profile_says_so():
 def test_many_heads_read_the_residual_of_as_many_tasks():
     """A decode kernel is one task a sequence and KV head: 4 sequences of 32 heads cost what 16 of 8 do."""
     many = priced(EngineProfile("s", serving_kernels=True), "llama-2-7b")._decode[0]
-    assert many.batch_scale == pytest.approx(4.0)
-    assert priced(EngineProfile("s", serving_kernels=True))._decode[0].batch_scale == 1.0
+    few = priced(EngineProfile("s", serving_kernels=True))._decode[0]
+
+    def ratio(attention, rows, context):
+        formula = attention._fixed_s(float(rows)) + attention.slope * rows * context
+        return attention.seconds(rows, rows * context) / (attention.layers * float(formula))
+
+    assert ratio(many, 4, 2048) == pytest.approx(ratio(few, 16, 2048), rel=1e-3)
 
 
 @pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b"])
@@ -143,3 +149,36 @@ def test_switches_of_a_file_must_be_true_or_false(tmp_path):
     path.write_text('name = "e"\nserving_kernels = 1\n')
     with pytest.raises(ConfigError, match="serving_kernels: got 1, expected true or false"):
         load_engine(path)
+
+
+def served(trace: Trace, generated_token_s: float, **settings):
+    """The run of a trace on vLLM 0.15.1 with another cost a generated token."""
+    from dataclasses import replace
+
+    from stepline.sim.study.run import simulate_resolved
+
+    setup = resolve(RunConfig(engine="vllm-0.15.1", record_steps=True, **settings))
+    engine = replace(load_engine("vllm-0.15.1"), generated_token_s=generated_token_s)
+    return simulate_resolved(trace, with_engine(setup, engine))
+
+
+def test_each_step_costs_a_bit_more_for_every_token_generated_before_it():
+    trace = Trace.from_requests([Request("a", 0.0, 300, 101)])
+    without, with_it = served(trace, 0.0), served(trace, 1e-6)
+    extra_s = with_it.requests["finish_s"][0] - without.requests["finish_s"][0]
+    assert extra_s == pytest.approx(1e-6 * 100 * 101 / 2)
+    host = with_it.totals.seconds["host"]["host"] - without.totals.seconds.get("host", {}).get("host", 0.0)
+    assert host == pytest.approx(extra_s)
+
+
+def test_steps_count_the_generated_tokens_of_their_decodes_under_preemption_too():
+    trace = Trace.from_requests([Request(f"r{i}", 0.02 * i, 200 + 7 * i, 60 + i) for i in range(40)])
+    steps = served(trace, 3e-8, num_gpu_blocks_override=300).steps
+    assert served(trace, 3e-8, num_gpu_blocks_override=300).requests["preemptions"].sum() > 0
+    decodes, n = steps["n_decode"], steps["n_steps"]
+    counted = (n * steps["generated_tokens"] + decodes * n * (n - 1) // 2).sum()
+    # a preempted sequence emits its next token at the end of its recomputation: that step is not a decode
+    outputs = trace.output_tokens
+    assert counted <= (outputs * (outputs - 1) // 2).sum()
+    assert (steps["generated_tokens"] >= decodes).all()
+    assert (steps["generated_tokens"] < steps["context_tokens"]).loc[decodes > 0].all()

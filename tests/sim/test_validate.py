@@ -120,7 +120,7 @@ def test_estimated_blocks_are_not_taken_for_measured_ones(tmp_path):
         ("vllm", "0.15.1 per README", "A exact", "vllm-0.15.1"),
         ("vllm", "0.14.2", "A exact", "vllm-0.12"),
         ("vllm", "0.20", "A exact", "vllm-0.15.1"),
-        ("vllm", "not recorded", "A- exact trace", "vllm-0.12"),
+        ("vllm", "not recorded", "A- exact trace", "vllm-unrecorded"),
         ("vllm", None, "B closed-loop", "vllm-v1"),
         ("sglang", "0.5.1.post1", "B closed-loop", "sglang"),
         ("trtllm", "1.0.0rc3", "B closed-loop", "trtllm"),
@@ -314,6 +314,21 @@ def test_the_command_writes_tables_and_pictures_without_measured_values(tmp_path
     }
     columns = set(pd.read_csv(out / "experiments.csv").columns)
     assert not columns & {"measured", "predicted"}
+    page = (out / "README.md").read_text()
+    assert "| served dense h100-sxm | 1 | 23.1 |" in page  # 0.3 / 1.3 of every time
+    assert "`simulate validate --measured" in page
+
+
+def test_groups_have_means_and_medians_over_experiments(tmp_path):
+    rows = [SERVED | {"exp_key": name} for name in ("a", "b", "c")]
+    folder = write_folder(tmp_path, rows)
+    measure_by_simulation(folder, factor=1.0)
+    table = pd.read_csv(folder / "metrics.csv")
+    table.loc[(table["exp_key"] == "a") & (table["metric"] == "tpot"), "value"] *= 2.0
+    table.to_csv(folder / "metrics.csv", index=False)
+    result = validate(folder, seeds=1, jobs=1)
+    assert result.groups()["tpot_mean"].iloc[0] == pytest.approx(0.5 / 3)
+    assert result.groups(stat="median")["tpot_mean"].iloc[0] == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Data-parallel attention over shared experts: ranks with requests of their own that step together.
+
+The ranks of vLLM's `--data-parallel-size` on an MoE model meet in every MoE layer, so that a step lasts as long as its
+busiest rank. A step of the group is given as one `StepWork` of all ranks. Of n decodes the busiest rank has ⌈n / dp⌉ at
+the mean context, of s chunks ⌈s / dp⌉ of mean length; experts see the tokens of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .calibration import Calibration
+from .decode_lines import Lines
+from .forms import Array, Split
+from .roofline import RooflineCostModel
+from .specs import GpuSpec, ModelSpec
+from .token_costs import CountTable
+from .work import Progression, StepWork
+
+
+class DataParallelCostModel(RooflineCostModel):
+    """Prices the steps of `dp` ranks of `tp` GPUs each; other arguments as `RooflineCostModel`.
+
+    FLOPs and bytes are those of a GPU of the busiest rank.
+
+    Raises:
+        ConfigError: the model has no routed experts, or EP is neither 1 nor tp · dp.
+    """
+
+    def __init__(
+        self, model: ModelSpec, gpu: GpuSpec, calibration: Calibration, *, dp: int, **options: Any
+    ) -> None:
+        self.dp = dp
+        super().__init__(model, gpu, calibration, **options)
+        self._group = CountTable(self.kernels.by_group_token(), self._pad_all)
+
+    def _pad_all(self, tokens: Array) -> Array:
+        """Tokens of all ranks once each is padded to a captured graph's size."""
+        if self._pad is None:
+            return tokens
+        return np.maximum(self.dp * self._pad(np.ceil(tokens / self.dp)), tokens)
+
+    # --- one number
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of one step of the group."""
+        rank = self.rank_work(work)
+        seconds = self._hosted(self._rank_s(rank, work), rank.prefill_seqs, rank.n_decode)
+        return seconds + self.generated_s * rank.generated_tokens
+
+    @property
+    def decode_lines(self) -> Mapping[int, Lines] | None:  # type: ignore[override]  # None: `leap` is asked
+        """None where steps depend on generated tokens: a rank's share of them is not one of the input tokens."""
+        return None if self.generated_s else self._lines
+
+    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+        """See `RooflineCostModel.leap`."""
+        if n_steps <= 1:
+            return Progression(self.step_s(work), 0.0, 1)
+        rank = self.rank_work(work)
+        share = rank.n_decode / work.n_decode
+        return self._leap(self._rank_s(rank, work), rank, tuple([share * g for g in growth]), n_steps)
+
+    def _decode_lines(self, n: int) -> list[tuple[float, float, float]]:
+        """Lines in the context of all ranks."""
+        ranked = -(-n // self.dp)
+        share = ranked / n
+        lines = self._lines_above(ranked, self._group_s(n))
+        return [(fixed, slope * share, end / share) for fixed, slope, end in lines]
+
+    def _rank_s(self, rank: StepWork, work: StepWork) -> float:
+        return self._gpu_s(rank) + self._group_s(work.new_tokens)
+
+    def _group_s(self, tokens: int) -> float:
+        if tokens >= len(self._group.seconds):
+            self._group.grow(tokens)
+        return self._group.seconds[tokens]
+
+    def rank_work(self, work: StepWork) -> StepWork:
+        """What the busiest rank computes of a step of all."""
+        tokens, seqs, pairs, kv_tokens, n, contexts, rows, generated = work
+        ranked_seqs, ranked_n = -(-seqs // self.dp), -(-n // self.dp)
+        of_chunks, of_decodes = ranked_seqs / max(seqs, 1), ranked_n / max(n, 1)
+        return StepWork(
+            math.ceil(tokens * of_chunks),
+            ranked_seqs,
+            pairs * of_chunks,  # type: ignore[arg-type]  # a share of a sum may be fractional
+            kv_tokens * of_chunks,  # type: ignore[arg-type]  # same
+            ranked_n,
+            tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
+            ranked_n - (n - rows) // self.dp,
+            generated * of_decodes,  # type: ignore[arg-type]  # same
+        )
+
+    # --- many
+
+    def _on_gpu(self, get: Mapping[str, Array]) -> tuple[dict[str, Split], Array, Array]:
+        seconds, flops, moved = super()._on_gpu(self._ranked(get))
+        self._add(seconds, flops, moved, self._group.at(get["prefill_tokens"] + get["n_decode"]))
+        return seconds, flops, moved
+
+    def _book_host(self, seconds: dict[str, Split], get: Mapping[str, Array]) -> None:
+        super()._book_host(seconds, self._ranked(get))
+
+    def _check_range(self, columns: Mapping[str, Array]) -> None:
+        super()._check_range(self._ranked(columns))
+
+    def _ranked(self, get: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of the busiest rank."""
+        chunks, decodes = get["prefill_seqs"], get["n_decode"]
+        ranked_chunks, ranked_decodes = np.ceil(chunks / self.dp), np.ceil(decodes / self.dp)
+        of_chunks = ranked_chunks / np.maximum(chunks, 1.0)
+        of_decodes = ranked_decodes / np.maximum(decodes, 1.0)
+        ranked = {
+            name: value * of_decodes
+            for name, value in get.items()
+            if name.startswith(("context_tokens", "generated_tokens"))
+        }
+        ranked |= {name: get[name] * of_chunks for name in ("attention_pairs", "prefill_kv_tokens")}
+        ranked["prefill_tokens"] = np.ceil(get["prefill_tokens"] * of_chunks)
+        ranked["prefill_seqs"], ranked["n_decode"] = ranked_chunks, ranked_decodes
+        finished = np.maximum(get["logits_rows"] - decodes, 0.0)
+        ranked["logits_rows"] = ranked_decodes + np.ceil(finished / self.dp)
+        return ranked
