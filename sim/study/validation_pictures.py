@@ -18,7 +18,7 @@ NAMES = {"ttft_mean": "TTFT mean", "tpot_mean": "TPOT mean", "e2e_mean": "E2E me
 OURS = "stepline"
 CURVE_POINTS = 60
 """Quantiles a curve is drawn with."""
-SCALE = 0.8
+SCALE = 0.5
 """Pixels a point: pictures that are small enough to be kept with the source."""
 
 
@@ -61,7 +61,7 @@ def _scatter(result: Validation) -> Any:
         )
         line = alt.Chart(_frame({"x": [low, high]})).mark_line(color="black", strokeWidth=1)
         line = line.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("x:Q", scale=scale))
-        rows.append((line + points).properties(width=260, height=260, title=title))
+        rows.append((line + points).properties(width=240, height=240, title=title))
     grid = alt.vconcat(*[alt.hconcat(*rows[i : i + 2]) for i in range(0, len(rows), 2)])
     return grid.properties(title="Predicted against measured; the line is equality")
 
