@@ -10,10 +10,13 @@ from pathlib import Path
 
 from stepline.traces.errors import CalibrationError
 
+from .threads import one_thread
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `calibrate fit`; returns the exit status."""
     args = _parser().parse_args(argv)
+    one_thread()
     from stepline.sim.cost.calibration import dump_calibration
 
     from .fit import fit_calibration

@@ -81,7 +81,10 @@ def fit_constants(
         raise CalibrationError(f"fit of {', '.join(names)} did not converge: {found.message}")
     values = dict(zip(names, np.exp(found.x).tolist(), strict=True))
     covariance = _covariance(found.jac, residuals(found.x))
-    errors = {name: values[name] * float(np.sqrt(covariance[i, i])) for i, name in enumerate(names)}
+    spread = np.sqrt(
+        np.maximum(np.diag(covariance), 0.0)
+    )  # a constant that nothing moves: rounding may say < 0
+    errors = {name: values[name] * float(sd) for name, sd in zip(names, spread, strict=True)}
     return Fit(
         {**values, **fixed}, errors, tuple(tuple(row) for row in covariance.tolist()), names, found.cost
     )

@@ -25,6 +25,9 @@ REWEIGHTINGS = 3
 TOLERANCE, MOST_ITERATIONS = 1e-5, 5000
 """Of the conjugate gradients: residual over right-hand side; a tenth of what the grid is rounded to."""
 
+PAIR_PULL = 0.02
+"""Weight of squared values of the two-dimensional grids: their common part is shared out, not blown up."""
+
 FOLDS = 10
 """Parts into which the shape families are dealt to choose the smoothing; each is predicted from the others."""
 
@@ -37,17 +40,27 @@ class ResidualPlan:
     stiffness   weight of squared second differences along each axis: the smoothing. Larger is smoother.
     pull        weight of squared values themselves: empty cells relax to 0 (the formula)
     scales      factors on the stiffness to choose from by cross-validation over shape families
+    pairs       axes whose two-dimensional grids are fitted first, as a sum; the full grid then smooths what they leave
+    jumps       axes along which kernels change from one knot to the next, however near: differences are of
+                neighbouring knots, not of log distance, so that two knots on either side of a change may differ
     """
 
     knots: Mapping[str, tuple[float, ...]]
     stiffness: Mapping[str, float]
     pull: float = 3e-3
     scales: tuple[float, ...] = (1.0,)
+    pairs: tuple[tuple[str, str], ...] = ()
+    jumps: tuple[str, ...] = ()
 
     def scaled(self, factor: float) -> ResidualPlan:
         """The plan with its stiffness times `factor`, nothing left to choose."""
         stiffness = {name: factor * weight for name, weight in self.stiffness.items()}
-        return ResidualPlan(self.knots, stiffness, self.pull)
+        return replace(self, stiffness=stiffness, scales=(1.0,))
+
+    def of(self, axes: tuple[str, ...]) -> ResidualPlan:
+        """The plan of some of its axes, held to 0 by `PAIR_PULL`."""
+        knots = {name: self.knots[name] for name in axes}
+        return replace(self, knots=knots, pull=PAIR_PULL, pairs=())
 
 
 def fit_residual(
@@ -64,9 +77,32 @@ def fit_residual(
     plan = supported(plan, shapes)
     if len(plan.scales) > 1:
         plan = plan.scaled(chosen_scale(plan, shapes, log_ratio, family))
+    base = ResidualGrid(dict(plan.knots), _sum_of_pairs(plan, shapes, log_ratio))
+    left = log_ratio - base.log_factor(shapes) if plan.pairs else log_ratio
     weights = interpolation_matrix(plan.knots, shapes)
-    values = _solve(weights, _penalty(plan), log_ratio, REWEIGHTINGS)
-    return ResidualGrid(dict(plan.knots), values.reshape([len(knots) for knots in plan.knots.values()]))
+    values = _solve(weights, _penalty(plan), left, REWEIGHTINGS)
+    return replace(base, values=base.values + values.reshape(base.values.shape))
+
+
+def _sum_of_pairs(plan: ResidualPlan, shapes: Mapping[str, Array], log_ratio: Array) -> Array:
+    """The sum of the two-dimensional grids of `plan.pairs` that is nearest to the rows, on the full grid.
+
+    What a library does with an output tile depends on m and n, with its K loop on m and k; a matrix whose (n, k) was
+    never timed still shares both with matrices that were.
+    """
+    from scipy.sparse import block_diag, hstack
+
+    total = np.zeros([len(knots) for knots in plan.knots.values()])
+    if not plan.pairs:
+        return total
+    plans = [plan.of(pair) for pair in plan.pairs]
+    weights = hstack([interpolation_matrix(some.knots, shapes) for some in plans]).tocsr()
+    values = _solve(weights, block_diag([_penalty(some) for some in plans]), log_ratio, REWEIGHTINGS)
+    for some in plans:
+        shape = [len(knots) if name in some.knots else 1 for name, knots in plan.knots.items()]
+        part, values = np.split(values, [int(np.prod(shape))])
+        total = total + part.reshape(shape)
+    return total
 
 
 def chosen_scale(
@@ -177,7 +213,8 @@ def _penalty(plan: ResidualPlan) -> Any:
         if len(axis) < 3:
             continue
         before, after = int(np.prod(sizes[:position])), int(np.prod(sizes[position + 1 :]))
-        second = _second_difference(np.log(np.asarray(axis)))
+        x = np.arange(len(axis), dtype=float) if name in plan.jumps else np.log(np.asarray(axis))
+        second = _second_difference(x)
         lifted = kron(kron(identity(before), second), identity(after))
         total = total + plan.stiffness[name] * (lifted.T @ lifted)
     return total

@@ -83,6 +83,16 @@ SHORTEST_KERNEL_S = 2e-7
 """No kernel launch is this short: an empty kernel takes 1-2 us on any GPU."""
 
 
+SLOWEST_FLOPS_PER_S = 1e5
+"""No machine that runs these tools multiplies matrices slower than this, however small they are."""
+
+TELLING_S = 1e-5
+"""A GEMM that takes at least this long by its GPU's datasheet is made by its work, not by its launch."""
+
+ROOFLINE_FRACS = (0.02, 20.0)
+"""Between these fractions of the datasheet roofline the median of such GEMMs must lie: a wrong unit is off by 1000."""
+
+
 def check_timings(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """Return `frame` with exactly `TIMING_COLUMNS`, typed; refuse rows that cannot be timings.
 
@@ -93,7 +103,7 @@ def check_timings(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises:
         CalibrationError: a column is missing, a kernel is unknown, a shape is null, zero or negative, a time
             is NaN, zero, negative, or of a size that only a wrong unit explains (all times of a kernel above
-            `LONGEST_KERNEL_S` or below `SHORTEST_KERNEL_S`).
+            `LONGEST_KERNEL_S` or below `SHORTEST_KERNEL_S`, GEMMs a thousand times off their GPU's roofline).
     """
     missing = [c for c in _ALWAYS if c not in frame.columns]
     if missing:
@@ -145,7 +155,7 @@ def _check_times(rows: pd.DataFrame, kernel: str, where: str) -> None:
     if bad.any():
         got = times[bad].iloc[0]
         raise CalibrationError(f"{where}: row {_row(bad)}: median_s: got {got}, expected seconds > 0")
-    if float(times.min()) > LONGEST_KERNEL_S or (kernel == "gemm" and float(times.median()) > 1.0):
+    if float(times.min()) > LONGEST_KERNEL_S:
         raise CalibrationError(
             f"{where}: {kernel}: times of {float(times.min()):g} to {float(times.max()):g} s: wrong unit "
             "suspected, expected seconds (were these milliseconds or microseconds?)"
@@ -153,6 +163,37 @@ def _check_times(rows: pd.DataFrame, kernel: str, where: str) -> None:
     if float(times.max()) < SHORTEST_KERNEL_S:
         raise CalibrationError(
             f"{where}: {kernel}: no time above {float(times.max()):g} s: wrong unit suspected, want seconds"
+        )
+    if kernel == "gemm":
+        _check_rates(rows, where)
+
+
+def _check_rates(rows: pd.DataFrame, where: str) -> None:
+    """Refuse GEMM rows whose times are those of no such device in seconds."""
+    from stepline.sim.cost.catalogue import known_gpus, load_gpu
+    from stepline.sim.cost.roofline import compute_peak
+
+    shape = {name: rows[name].astype(float) for name in ("m", "n", "k")}
+    m, n, k, seconds = *shape.values(), rows["median_s"].astype(float)
+    flops = 2.0 * m * n * k
+    if float((flops / seconds).max()) < SLOWEST_FLOPS_PER_S:
+        raise CalibrationError(
+            f"{where}: gemm: at most {float((flops / seconds).max()):.3g} FLOP/s: wrong unit suspected, want seconds"
+        )
+    names = rows["gpu"].unique()
+    if len(names) != 1 or str(names[0]) not in known_gpus():
+        return  # a device that nobody knows may be as slow as it likes
+    gpu = load_gpu(str(names[0]))
+    peak = rows["dtype"].map({d: compute_peak(gpu, str(d)) for d in rows["dtype"].unique()}).astype(float)
+    least = (flops / peak).combine(
+        (n * k + m * k + m * n) / gpu.hbm_bytes_per_s, max
+    )  # a byte or more an element
+    telling = least >= TELLING_S
+    frac = float((least / seconds)[telling].median()) if telling.any() else 1.0
+    if not ROOFLINE_FRACS[0] < frac < ROOFLINE_FRACS[1]:
+        raise CalibrationError(
+            f"{where}: gemm: large GEMMs run at {frac:.2g} of the roofline of {gpu.name}: wrong unit suspected, "
+            "expected seconds (were these milliseconds or microseconds?)"
         )
 
 

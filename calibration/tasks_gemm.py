@@ -12,6 +12,7 @@ from stepline.sim.cost.roofline import compute_peak
 from stepline.sim.cost.specs import GpuSpec
 
 from .fit_core import Array
+from .fit_residual import ResidualPlan
 from .task import M_REGIMES, Columns, Task, aliases, plan, powers
 
 if TYPE_CHECKING:
@@ -43,12 +44,21 @@ def _gemm_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
     )
 
 
-_GEMM_ROWS = (
+_SERVING_ROWS = (
     *(1.0, 4.0, 8.0, 12.0, 16.0, 17.0, 32.0, 33.0, 48.0, 64.0, 65.0, 80.0, 96.0, 97.0, 112.0, 128.0, 129.0),
     *(160.0, 192.0, 224.0, 256.0, 257.0, 512.0, 513.0, 768.0, 1024.0, 1536.0, 2048.0, 3072.0, 4096.0),
     *(8192.0, 16384.0, 32768.0),
 )
-"""Knots of m: libraries change kernels at multiples of 16 up to 128, at 256 and 512, hence one on either side."""
+"""Knots of m of cold rows: libraries change kernels at multiples of 16 up to 128, at 256 and 512, hence one on either
+side."""
+
+_GEMM_ROWS = (
+    *(1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 17.0, 32.0, 33.0, 48.0, 49.0, 64.0, 65.0, 80.0, 81.0),
+    *(96.0, 97.0, 112.0, 113.0, 128.0, 129.0, 160.0, 161.0, 192.0, 193.0, 224.0, 225.0, 256.0, 257.0),
+    *(512.0, 513.0, 768.0, 769.0, 1024.0, 1025.0, 1536.0, 2048.0, 2049.0, 3072.0, 4096.0, 4097.0),
+    *(8192.0, 16384.0, 32768.0),
+)
+"""Knots of m: one on either side of every multiple of a tile that was timed."""
 
 _GEMM_WIDTHS = (
     *powers(5, 9),
@@ -56,6 +66,9 @@ _GEMM_WIDTHS = (
     *(10240.0, 12288.0, 16384.0, 51200.0, 65536.0),
 )
 """Knots of n and k: the widths of common models."""
+
+GEMM_SERVING_RESIDUAL = plan({"m": _SERVING_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS}, 0.02, scales=(1.0,))
+"""Residual of the cold rows, whose scatter over m is cut (see `tasks_serving`): nothing jumps."""
 
 GEMM = Task(
     name="gemm",
@@ -72,5 +85,10 @@ GEMM = Task(
     regime=("m", M_REGIMES),
     scope="all m, n, k of the dtype, L2-warm rows included",
     features=lambda x: gemm_features(x["m"], x["n"], x["k"]),
-    residual=plan({"m": _GEMM_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS}, 0.02, scales=(1.0,)),
+    residual=ResidualPlan(
+        {"m": _GEMM_ROWS, "n": _GEMM_WIDTHS, "k": _GEMM_WIDTHS},
+        {"m": 0.02, "n": 0.1, "k": 0.1},
+        pairs=(("m", "n"), ("m", "k")),
+        jumps=("m",),
+    ),
 )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .fit_residual import ResidualPlan
 from .tasks import DECODE, GEMM, MOE, Task
+from .tasks_gemm import GEMM_SERVING_RESIDUAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ SERVING: tuple[Task, ...] = (
             "cold rows only, running minimum over m",
         ),
         scope="all m, n, k of the dtype; cold rows only, running minimum over m",
+        residual=GEMM_SERVING_RESIDUAL,
     ),
     replace(
         _serving(

@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING
 
 from stepline.traces.errors import CalibrationError, nearest
 
+from .threads import one_thread
+
 if TYPE_CHECKING:
     import pandas as pd
+
+    from .validate import Score
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `calibrate validate`; returns the exit status."""
     args = _parser().parse_args(argv)
+    one_thread()
     from .sources import read_source
     from .splits import SPLITS
     from .tasks import TASKS
+    from .tasks_serving import SERVING
     from .validate import tasks_of, validate
 
     splits = _names(args.split, SPLITS, "--split")
-    kernels = _names(args.kernel, [task.name for task in TASKS] + ["mla_prefill", "mla_decode"], "--kernel")
+    known = [task.name for task in (*TASKS, *SERVING)] + ["mla_prefill", "mla_decode"]
+    kernels = _names(args.kernel, known, "--kernel")
     if args.seeds < 1:
         raise CalibrationError(f"--seeds: got {args.seeds}, expected at least 1")
     source = read_source(args.source, args.gpu, args.library, args.tables)
@@ -36,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     for kernel, part in frame.groupby("kernel", sort=False):
         print(f"\n{kernel} ({scopes[str(kernel)]})")
         print(part.drop(columns="kernel").to_string(index=False, float_format=lambda v: f"{v:.1f}"))
+    _print_summary(scores)
     if not args.no_steps and source.gpu.n_sm:
         _print_steps(source, args.dtype)
     if args.out:
@@ -44,13 +52,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def table_of(scores: Sequence[object]) -> pd.DataFrame:
+def table_of(rows: Sequence[Score]) -> pd.DataFrame:
     """One row a kernel, split and regime; errors of each model in percent side by side."""
     import pandas as pd
 
-    from .validate import MODELS, Score
+    from .validate import MODELS
 
-    rows = [s for s in scores if isinstance(s, Score)]
     frame = pd.DataFrame(
         {
             "kernel": [s.kernel for s in rows],
@@ -66,6 +73,17 @@ def table_of(scores: Sequence[object]) -> pd.DataFrame:
     ).reset_index()
     wide.columns.name = None
     return wide[[c for c in ("kernel", "split", "regime", *MODELS, "rows") if c in wide.columns]]
+
+
+def _print_summary(scores: Sequence[Score]) -> None:
+    """Each kernel in a line, on what it saw least of: whole shape families, or single message sizes."""
+    from .validate import UNSEEN_OF
+
+    chosen = [s for s in scores if s.split == UNSEEN_OF.get(s.kernel, "unseen") and s.regime == "all"]
+    if not chosen:
+        return
+    print("\nin short: whole shape families held out (of collectives one size at a time)")
+    print(table_of(chosen).to_string(index=False, float_format=lambda v: f"{v:.1f}"))
 
 
 def _print_steps(source: object, dtype: str) -> None:

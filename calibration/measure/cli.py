@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from ..threads import THREAD_VARIABLES, set_threads
 from .cases import SIZES, Case, cases
 
 if TYPE_CHECKING:
@@ -81,10 +81,6 @@ def run(args: argparse.Namespace) -> int:
     return _measure(args, kernels, timer, dtype)
 
 
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-"""Where BLAS libraries look, once, when NumPy or torch is loaded."""
-
-
 def use_threads(n: int, device: str) -> None:
     """Limit the threads of the libraries about to be loaded. One thread is steadiest on a busy machine.
 
@@ -96,7 +92,7 @@ def use_threads(n: int, device: str) -> None:
     if "numpy" in sys.modules:
         names = ", ".join(THREAD_VARIABLES)
         raise ConfigError(f"--threads: NumPy is loaded already; set {names} in the environment instead")
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n)))
+    set_threads(n)
 
 
 def back_end(device: str, backend: str, dtype: str | None) -> tuple[Kernels, Timer, str]:

@@ -281,7 +281,8 @@ def _replica(
             _known(config.max_num_batched_tokens),
             _known(config.max_model_len),
             config.long_prefill_token_threshold,
-        )
+        ),
+        (blocks - 1) // layout.dp * _known(config.block_size),
     )
     return ReplicaSpec(
         model=model,
@@ -369,6 +370,9 @@ def _described(config: RunConfig, model: ModelSpec, gpu: GpuSpec, engine: Engine
     """Every setting as it was resolved, and the specs behind the names."""
     return {
         **asdict(config),
+        "gpu": gpu.name
+        if config.gpu == DEFAULT_GPU
+        else config.gpu,  # that of the constants, where a file has them
         "usd_per_gpu_hour": _price(config, gpu),
         "model_spec": asdict(model),
         "gpu_spec": asdict(gpu),

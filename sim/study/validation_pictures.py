@@ -73,21 +73,27 @@ def _errors(result: Validation) -> Any:
     table = _error_rows(result)
     if table.empty:
         return None
+    return alt.hconcat(*[_metric_errors(table, metric) for metric in table["metric"].unique()]).properties(
+        title="Error by group, beside other simulators on the same runs"
+    )
+
+
+def _metric_errors(table: pd.DataFrame, metric: str) -> Any:
+    """Bars of one metric, the groups that have it below each other."""
+    import altair as alt
+
     return (
-        alt.Chart(table, width=170, height=alt.Step(15))
+        alt.Chart(table[table["metric"] == metric], width=120, height=alt.Step(15), title=metric)
         .mark_bar()
         .encode(
-            x=alt.X("error:Q", title="mean absolute error, %", scale=alt.Scale(type="symlog", constant=5)),
+            x=alt.X("error:Q", title="mean absolute error, %", scale=alt.Scale(type="symlog", constant=5),
+                    axis=alt.Axis(values=[2, 5, 10, 50, 1000], grid=True)),
             y=alt.Y("by:N", title=None, sort=alt.EncodingSortField("rank", order="ascending")),
             color=alt.condition(alt.datum.by == OURS, alt.value("#1b6ca8"), alt.value("#b9b9b9")),
-            row=alt.Row(
-                "group:N", title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=190)
-            ),
-            column=alt.Column("metric:N", title=None, sort=list(NAMES.values())),
+            row=alt.Row("group:N", title=None, header=alt.Header(labelOrient="top", labelAnchor="start")),
         )
         .resolve_scale(y="independent")
-        .properties(title="Error by group, beside other simulators on the same runs")
-    )
+    )  # fmt: skip
 
 
 def _error_rows(result: Validation) -> pd.DataFrame:

@@ -192,6 +192,8 @@ def test_splits_hold_out_what_they_say(split):
         assert not families
     if split == "largest":
         assert held["m"].min() > left["m"].max()
+    if split == "wider":
+        assert held["n"].min() > 4096 >= left["n"].max()
     if split == "large-nk":
         assert held["n"].min() >= 8192
         assert held["k"].min() >= 4096

@@ -95,6 +95,8 @@ def test_a_simulation_runs_on_it_and_a_cpu_is_slower_than_a_gpu(folder):
         assert run["requests"]["completed"] == 12
     assert runs["cpu"]["tpot_s"]["p50"] > 20 * runs["gpu"]["tpot_s"]["p50"]
     assert runs["cpu, by its constants alone"]["tpot_s"]["p50"] > 10 * runs["gpu"]["tpot_s"]["p50"]
+    words = calls("stepline.sim.cli.main", *flags[:-1], "--calibration", "c.json", cwd=folder).stdout
+    assert "on cpu, TP 1" in words
 
 
 def test_constants_of_one_device_are_refused_on_another(folder, capsys):

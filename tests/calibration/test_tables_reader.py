@@ -159,6 +159,14 @@ def own(**columns):
         (own(median_s=-1.0), "median_s: got -1.0"),
         (own(median_s=15.5), "wrong unit suspected"),
         (own(median_s=1e-9), "wrong unit suspected"),
+        (
+            own(gpu="h100-sxm", dtype="bf16", m=4096, n=4096, k=4096, median_s=0.24),
+            "at 0.00058 of the roofline of h100-sxm",
+        ),
+        (
+            own(gpu="h100-sxm", dtype="bf16", m=4096, n=4096, k=4096, median_s=2.4e-7),
+            "wrong unit suspected, expected seconds",
+        ),
         (own(kernel="gem"), "kernel: got 'gem'; did you mean 'gemm'"),
         (own(m="many"), "column 'm': expected Int64"),
     ],
@@ -167,3 +175,9 @@ def test_rows_that_cannot_be_timings_are_refused(frame, message):
     with pytest.raises(CalibrationError) as caught:
         check_timings(frame, "t.csv")
     assert message in str(caught.value)
+
+
+def test_a_slow_machine_is_no_wrong_unit():
+    """One GEMM of an 8B model takes a second on a busy CPU; a launch-bound one tells nothing about units."""
+    check_timings(own(m=16, n=4096, k=4096, median_s=1.2), "t.csv")
+    check_timings(own(gpu="h100-sxm", dtype="bf16", median_s=2.6e-6), "t.csv")
