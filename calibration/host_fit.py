@@ -13,6 +13,7 @@ of one. Leave-one-model-out: the constants are fitted again without a model's ru
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,8 +39,8 @@ Array = NDArray[np.float64]
 Mapper = Callable[..., Iterable[Any]]
 """`map`, or the like of a process pool."""
 
-NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02}
-"""Relative noise of a stage's mean (repeated runs of one setting): the weight of a residual."""
+NOISE = {"tpot_mean": 0.01, "ttft_mean": 0.02, "throughput_output_tokens": 0.01}
+"""Relative noise of a stage's value (repeated runs of one setting): the weight of a residual."""
 
 STEPS: dict[str, float] = {
     "step_gpu_s": 1e-4,
@@ -59,8 +60,18 @@ STEPS: dict[str, float] = {
 }
 """Constants that can be fitted, with the step of their finite difference."""
 
+GAVE_UP = 0.01
+"""Share of clients that gave up beyond which a run teaches nothing: what was aborted when decides its times."""
+
+QUEUED_STEPS = 20
+"""A mean TTFT of more TPOTs than this is a queue, which amplifies any error of capacity: only TPOT teaches there (an
+empty server's TTFT is 3 to 6)."""
+
 UNFELT = 1e-6
 """A constant whose whole value changes no time by more than this fraction is not fitted."""
+
+SLACK = 1e-6
+"""How far below 0 the solver may go, in log(predicted / measured): so near a bound it would not move at all."""
 
 DEFAULT_NAMES = (
     "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
@@ -119,37 +130,46 @@ def with_engine(setup: Setup, engine: EngineProfile) -> Setup:
 
 
 def usable(experiments: Iterable[Experiment], engine: str) -> list[Experiment]:
-    """Runs on this engine profile that can teach host constants: dense, on calibrated GPUs, where nobody gave up."""
+    """Runs on this engine profile that can teach host constants: dense, on calibrated GPUs, where hardly anybody gave up."""
     kept = []
     for experiment in experiments:
         try:
             fits = engine_for(experiment) == engine and bool(resolve(settings_for(experiment)))
         except InputError:
             continue
-        overloaded = any(s.measured.get("failed_fraction", 0.0) > 0 for s in experiment.stages)
+        overloaded = any(s.measured.get("failed_fraction", 0.0) > GAVE_UP for s in experiment.stages)
         if fits and experiment.arch == "dense" and experiment.gpu.startswith("h100") and not overloaded:
             kept.append(experiment)
     return kept
 
 
 def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, float]]:
-    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed.
-
-    Of a closed loop only TPOT: its TTFT hangs on how far the clients were in step, which nobody recorded.
-    """
+    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed."""
     setup = with_engine(resolve(settings_for(experiment)), engine)
     outcome = run_experiment(experiment, seeds=1, setup=setup)
     found = []
     for stage in outcome.stages:
         for metric, measured in stage.measured.items():
             name = UNSTATED.get(metric, metric)
-            if (
-                name in NOISE
-                and name in stage.predicted
-                and (name == "tpot_mean" or experiment.replay != "closed")
-            ):
+            if name in NOISE and name in stage.predicted and _teaches(name, experiment, stage.measured):
                 found.append((name, float(np.log(stage.predicted[name] / measured))))
     return found
+
+
+def _teaches(metric: str, experiment: Experiment, measured: Mapping[str, float]) -> bool:
+    """Whether a metric of a stage says something of the host: TPOT always.
+
+    Not TTFT of a closed loop, which hangs on how far the clients were in step, which nobody recorded, nor where requests
+    queue (`QUEUED_STEPS`). Throughput only of a whole published run: it ends with the last requests, nearly alone, whose
+    steps tell host time a step from host time a sequence; elsewhere it is that of the arrivals.
+    """
+    if metric == "throughput_output_tokens":
+        return experiment.replay == "trace"
+    return metric == "tpot_mean" or (experiment.replay != "closed" and not _queued(measured))
+
+
+def _queued(measured: Mapping[str, float]) -> bool:
+    return measured.get("ttft_mean", 0.0) > QUEUED_STEPS * measured.get("tpot_mean", math.inf)
 
 
 def points_of(experiments: Sequence[Experiment], engine: EngineProfile, mapper: Mapper = map) -> Points:
@@ -224,7 +244,7 @@ def _solve(jacobian: Array, points: Points, values: Array, rows: NDArray[np.bool
         return change
     a = jacobian[rows][:, felt] * points.weight[rows, None] / scale[felt]
     b = points.residual[rows] * points.weight[rows]
-    lowest = -values[felt] * scale[felt] - 1e-12
+    lowest = -values[felt] * scale[felt] - SLACK
     found = least_squares(
         lambda x: a @ x + b, np.zeros(int(felt.sum())), bounds=(lowest, np.inf), loss="soft_l1", f_scale=2.0
     )

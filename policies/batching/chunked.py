@@ -27,14 +27,14 @@ class ChunkedPolicy(BatchBase):
         chunks: Chunks = []
         if view.prefilling or free < 0:
             chunks = self._continue_prompts(view, set())
-            gone = self._room(view, chunks)
-            if gone:
+            need = sum([view.blocks_needed(s, c) for s, c in chunks])
+            if need > free and (gone := self._room(view, chunks)):
                 kept = [
                     (seq, c) for seq, c in chunks if seq not in gone
                 ]  # room was made for these, not for more
                 return Plan(kept, preempt=in_preemption_order(view, gone))
             budget -= sum([c for _, c in chunks])
-            free -= sum([view.blocks_needed(s, c) for s, c in chunks])
+            free -= need
         deaf = self._admit(view, chunks, budget, free)
         return Plan(chunks, deaf=deaf)
 
@@ -44,7 +44,7 @@ class ChunkedPolicy(BatchBase):
             prompts: int = sum([view.blocks_needed(s, c) for s, c in chunks if s not in gone])
             return decodes + prompts
 
-        return make_room(view, needed) if needed(set()) > view.free_blocks else set()
+        return make_room(view, needed)
 
     def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
         """Next chunks of the prompts that have begun."""

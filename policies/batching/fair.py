@@ -20,7 +20,7 @@ class FairQueue:
 
     Service is `prompt_cost` per prompt token when a sequence joins and `output_cost` per token generated, divided by
     the tenant's weight. A tenant that comes back after having had nothing waiting starts at no less than the
-    smallest counter of those who wait: idleness earns no credit.
+    smallest counter of those who wait, or, where nobody does, than that of whom was the last to: idleness earns no credit.
     """
 
     def __init__(self, prompt_cost: float, output_cost: float, weights: Mapping[str, float]) -> None:
@@ -31,6 +31,8 @@ class FairQueue:
         self._charged: dict[
             Sequence, int
         ] = {}  # output tokens of running sequences that are on their counter
+        self._paid: set[int] = set()  # rows whose prompt is on their tenant's counter
+        self._last: Tenant = None  # whose queue ran empty last
         self._size = 0
         self._view: Any = None
 
@@ -67,14 +69,18 @@ class FairQueue:
         else:
             queue.remove(seq)
         self._size -= 1
+        if not queue:
+            self._last = seq.tenant
         if seq.aborted:
             return
-        if seq.generated_tokens == 0 and seq.preemptions == 0:
+        if seq.index not in self._paid:  # else it was preempted, or has loaded its KV and joins now
+            self._paid.add(seq.index)
             self._charge(seq.tenant, self.prompt_cost * seq.input_tokens)
         self._charged[seq] = seq.generated_tokens
 
     def ended(self, seq: Sequence) -> None:
         """The rest of its output is charged."""
+        self._paid.discard(seq.index)
         if seq in self._charged:
             self._charge(seq.tenant, self.output_cost * (seq.generated_tokens - self._charged.pop(seq)))
 
@@ -124,8 +130,8 @@ class FairQueue:
         if self._queues.get(tenant):
             return
         active = [self.counters.get(t, 0.0) for t, queue in self._queues.items() if queue]
-        if active:
-            self.counters[tenant] = max(self.counters.get(tenant, 0.0), min(active))
+        least = min(active) if active else self.counters.get(self._last, 0.0)
+        self.counters[tenant] = max(self.counters.get(tenant, 0.0), least)
 
 
 class FairPolicy(OrderedPolicy):

@@ -307,6 +307,47 @@ def cycle_of_prompts(
     return Trace(at - at[0], full * tokens, full * out, hash_ids=Ragged.from_rows(ids), block_size=full * 16)
 
 
+def tiers() -> tuple[pd.DataFrame, Any]:
+    """Host memory behind the pool pays once it is larger than the pool, and over a link faster than computing."""
+    load = sample("longchat", 0.6)
+    ways: dict[str, Callable[[float], dict[str, Any]]] = {
+        "host memory at 64 GB/s": lambda gib: {"kv_offloading_size": gib},
+        "a tenth of it, the rest SSD": lambda gib: {
+            "kv_offloading_size": 0.1 * gib,
+            "kv_offloading_ssd_size": 0.9 * gib,
+        },
+        "host memory at 2 GB/s, by cost": lambda gib: {
+            "kv_offloading_size": gib,
+            "kv_offloading_backend": "native:pcie_gb_per_s=2",
+        },
+        "host memory at 2 GB/s, always": lambda gib: {
+            "kv_offloading_size": gib,
+            "kv_offloading_backend": "native:pcie_gb_per_s=2,load=always",
+        },
+    }
+    none = figures(load)
+    rows = [
+        {"way": way, "gib": gib, **(figures(load, **settings(gib)) if gib else none)}
+        for way, settings in ways.items()
+        for gib in (0.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
+    ]
+    found = table(rows)
+    base = alt.Chart(found.assign(hit=100 * found["hit_frac"]), width=WIDTH, height=HEIGHT).mark_line(
+        point=True
+    )
+    panels = [
+        base.encode(
+            x=alt.X(
+                "gib:Q", title="GiB behind a pool of 55 GiB", scale=alt.Scale(type="symlog", constant=25)
+            ),
+            y=alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False)),
+            color=alt.Color("way:N", title=None, sort=list(ways), legend=alt.Legend(labelLimit=250)),
+        )
+        for field, title in (("hit", "prompt tokens that hit, %"), ("ttft_mean_s", "mean TTFT, s"))
+    ]
+    return found, alt.hconcat(*panels)
+
+
 EVICTIONS = (
     "lru", "fifo", "lfu:aging=true", "lru-k", "2q", "arc", "s3-fifo", "gdsf", "radix-lru", "mru", "random", "oracle-optimal",
 )  # fmt: skip
@@ -395,6 +436,7 @@ STUDIES: dict[str, Callable[..., tuple[pd.DataFrame, Any]]] = {
         queue_orders,
         greedy_tenant,
         prompt_cycle,
+        tiers,
         hit_rates,
         engine_hit_rates,
     )

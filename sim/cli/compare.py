@@ -98,11 +98,12 @@ def _run(args: Namespace, configs: dict[str, RunConfig]) -> Grid:
     from stepline.traces.reading import read_trace
 
     from .options import reading_options
-    from .progress import progress_bar
+    from .progress import progress_bar, working
 
     if not Path(args.trace).exists():
         raise ConfigError(f"--trace: no file {args.trace!r}")
-    trace = read_trace(args.trace, **reading_options(args))
+    with working(f"reading {args.trace}", shown=not args.quiet):
+        trace = read_trace(args.trace, **reading_options(args))
     if not args.quiet:
         for text in trace.warnings:
             print(f"simulate: warning: {text}", file=sys.stderr)

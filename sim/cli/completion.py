@@ -82,10 +82,12 @@ def commands() -> dict[str, list[Flag]]:
 def _names() -> dict[str, tuple[str, ...]]:
     """Known names by setting."""
     from ..cost.catalogue import known_engines, known_gpus, known_models
+    from ..study.config import BACKENDS, ELEMENTWISE
 
     found = {setting: tuple(sorted(p.name for p in entry_points(group=g))) for setting, g in _GROUPS.items()}
     found |= {"model": tuple(known_models()), "gpu": tuple(known_gpus()), "engine": tuple(known_engines())}
-    return found
+    switches = dict.fromkeys(("enforce_eager", "enable_expert_parallel", "enable_lora"), ("true", "false"))
+    return found | {"attention_backend": BACKENDS, "elementwise": ELEMENTWISE} | switches
 
 
 def _flags(parser: Any, names: dict[str, tuple[str, ...]]) -> list[Flag]:

@@ -36,8 +36,7 @@ KV cache   --kv-eviction NAME  --kv-compression NAME  --[no-]enable-prefix-cachi
 results    --out DIR  --no-save  --record-steps  --uncertainty [DRAWS]  --json  --quiet
 files      --report [FILE]  --vllm-bench-json FILE  --prometheus FILE  --perfetto FILE
 
-A hardware, scheduling or KV cache option takes several values: repeat it, or use commas.
---help-all explains every option and its default."""
+Options of the server take several values: repeat them, or use commas. --help-all explains every option and its default."""
 
 
 def short_help() -> str:

@@ -90,6 +90,7 @@ def _plan(args: Namespace) -> PlanResult:
     from stepline.sim.study.prices import read_prices
 
     from .options import reading_options
+    from .progress import working
 
     if args.trace is None:
         raise ConfigError("--trace: expected a file of requests, e.g. --trace traces/samples/chat.jsonl")
@@ -99,7 +100,8 @@ def _plan(args: Namespace) -> PlanResult:
         check_target(args.out)
     configs = candidates(args)
     prices = read_prices(args.prices)
-    trace = _at(load(args.trace, next(iter(configs.values())), **reading_options(args)), args)
+    with working(f"reading {args.trace}", shown=not args.quiet):
+        trace = _at(load(args.trace, next(iter(configs.values())), **reading_options(args)), args)
     for text in trace.warnings if not args.quiet else ():
         print(f"simulate plan: warning: {text}", file=sys.stderr)
     configs = {label: _unscaled(config) for label, config in configs.items()}
@@ -208,10 +210,17 @@ def _progress(*, shown: bool) -> Iterator[Callable[[PlanProgress], None] | None]
 
 def _bar() -> Iterator[Callable[[PlanProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

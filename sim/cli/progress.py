@@ -1,10 +1,12 @@
-"""A progress bar on stderr: only on a terminal, only for runs longer than a couple of seconds."""
+"""Progress on stderr: only on a terminal, only of what takes longer than a couple of seconds."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,3 +68,49 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[Progress], No
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def working(what: str, *, shown: bool = True) -> Iterator[None]:
+    """Say `what` goes on, and for how long, once it lasts longer than `SHOW_AFTER_S`: for work that cannot tell how
+    much of it is left. Nothing where nobody would see it; nothing that stands on stdout is touched.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield
+        return
+    line = _Line(what)
+    try:
+        yield
+    finally:
+        line.close()
+
+
+class _Line:
+    """A line with a clock on stderr that appears after `SHOW_AFTER_S`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._begun_s = time.monotonic()
+        self._done = Event()
+        self._thread = Thread(target=self._tick, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Remove the line, if there is one."""
+        self._done.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        if self._done.wait(SHOW_AFTER_S):
+            return
+        while not self._done.wait(_TICK_S):
+            print(
+                f"\r{self._what}, {time.monotonic() - self._begun_s:.0f} s\x1b[K",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+_TICK_S = 0.5

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from .parser import Parser, integer
+from .progress import progress_bar, working
 
 if TYPE_CHECKING:
     from stepline.sim.engine.result import RunResult
@@ -106,7 +107,8 @@ def _trace(args: Namespace, configs: dict[str, RunConfig]) -> Trace:
 
     from .options import reading_options
 
-    trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
+    with working(f"reading {args.trace}", shown=not args.quiet):
+        trace = load(args.trace, next(iter(configs.values())), **reading_options(args))
     _warn(trace.warnings, args)
     return trace
 
@@ -114,8 +116,6 @@ def _trace(args: Namespace, configs: dict[str, RunConfig]) -> Trace:
 def _results(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> dict[str, RunResult]:
     from stepline.sim.study.run import simulate_resolved
     from stepline.sim.study.setup import resolve
-
-    from .progress import progress_bar
 
     setups = {label: resolve(config) for label, config in configs.items()}
     results = {}
@@ -144,7 +144,8 @@ def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> 
         return None
     from stepline.sim.study.uncertainty import intervals
 
-    return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
+    with working(f"{args.uncertainty} draws of the kernel constants", shown=not args.quiet):
+        return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
 
 
 def _warn(warnings: Sequence[str], args: Namespace) -> None:
@@ -160,7 +161,8 @@ def _output(
     from .files import write_files
     from .output import print_place, print_view, save
 
-    content = _content(results)
+    with working("summing up", shown=not args.quiet):
+        content = _content(results)
     if uncertainty is not None:
         content["uncertainty"] = uncertainty
     if args.json:
@@ -169,10 +171,12 @@ def _output(
         sys.stdout.write(json_bytes(_as_json(content)).decode())
     elif not args.quiet:
         print_view(content, results)
-    write_files(args, content, results, shlex.join(command))
+    with working("writing files", shown=not args.quiet):
+        write_files(args, content, results, shlex.join(command))
     if not args.no_save:
         report = args.report == ""
-        directory = save(content, results, args.out, args.trace, command, report=report)
+        with working("writing results", shown=not args.quiet):
+            directory = save(content, results, args.out, args.trace, command, report=report)
         if not args.quiet and not args.json:
             print_place(directory)
 

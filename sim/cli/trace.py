@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError, TraceError, nearest
 
 from .parser import Parser, integer, number
+from .progress import working
 
 if TYPE_CHECKING:
     from stepline.traces.formats import Extra
@@ -61,7 +62,8 @@ def describe_main(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     from stepline.traces.describe import describe
 
-    figures = _whole_if_unsorted(args, lambda chunks: describe(trace for trace, _ in chunks))
+    with working(f"reading {args.trace}"):
+        figures = _whole_if_unsorted(args, lambda chunks: describe(trace for trace, _ in chunks))
     _warn(figures["warnings"])
     if args.png:
         from stepline.traces.describe_picture import save_png
@@ -96,7 +98,8 @@ def check_main(argv: Sequence[str]) -> int:
     from stepline.traces.describe import check
 
     for path in args.traces:
-        found = check(path, **_reading(args))
+        with working(f"reading {path}"):
+            found = check(path, **_reading(args))
         if args.json:
             _print_json(found)
             continue
@@ -159,7 +162,8 @@ def _write(args: Namespace, to: str) -> int:
         _warn(warnings)
         return lost
 
-    lost = _whole_if_unsorted(args, write, keep_extra=True)
+    with working(f"writing {args.out}"):
+        lost = _whole_if_unsorted(args, write, keep_extra=True)
     print(f"{args.out}: {rows:,} requests, {to}")
     if lost:
         listing = ", ".join(f"{'unknown keys' if k == 'extra' else k} ({n:,} rows)" for k, n in lost.items())

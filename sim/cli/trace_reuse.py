@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stepline.traces.errors import ConfigError
 
 from .parser import Parser, integer, listing, number
+from .progress import working
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Replay, write, print; returns the exit code. Raises: InputError for wrong input."""
     args = _parser().parse_args(list(argv))
-    if args.trace is None:
-        raise ConfigError("--trace: expected a file of requests with block ids")
+    if (args.file is None) == (args.trace is None):
+        raise ConfigError(
+            "FILE: expected one file of requests with block ids, e.g. traces/samples/agent.jsonl"
+        )
+    args.trace = args.trace or args.file
     from stepline.sim.engine.plugins import split_plugins
     from stepline.sim.study.reuse import ceiling, default_capacities, frame, reuse
     from stepline.traces.reading import read_trace
@@ -28,8 +32,9 @@ def main(argv: Sequence[str]) -> int:
     sizes = _capacities(args.capacity_blocks)
     if args.csv is not None and not args.csv.parent.is_dir():
         raise ConfigError(f"--csv: no directory {str(args.csv.parent)!r}")
-    trace = read_trace(args.trace, trace_format=args.trace_format, hash_block_size=args.hash_block_size)
-    points = frame(reuse(trace, policies, sizes or default_capacities(trace), args.warmup_frac))
+    with working(f"caches over {args.trace}", shown=not args.quiet):
+        trace = read_trace(args.trace, trace_format=args.trace_format, hash_block_size=args.hash_block_size)
+        points = frame(reuse(trace, policies, sizes or default_capacities(trace), args.warmup_frac))
     if args.csv is not None:
         points.to_csv(args.csv, index=False)
     if args.json:
@@ -45,7 +50,8 @@ def _parser() -> Parser:
         description="Hit rate of a trace's prompt tokens by cache size and eviction policy: whole trace blocks, "
         "nothing pinned, requests in order, no timing.",
     )
-    parser.add_argument("--trace", metavar="FILE", help="the trace; its requests need hash_ids")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the trace, as for the other trace verbs")
+    parser.add_argument("--trace", metavar="FILE", help="the same; its requests need hash_ids")
     parser.add_argument(
         "--kv-eviction", action="append", metavar="NAME|module:Class",
         help="eviction policies, repeated or with commas (lru,fifo,oracle-optimal)",

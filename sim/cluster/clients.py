@@ -22,10 +22,20 @@ Replay = Literal["open", "closed"]
 CHUNK_ROWS = 65_536
 
 
-class SequenceFactory:
-    """Makes the `Sequence` of a trace row: hot columns as Python numbers, the optional ones only where present."""
+ADAPTER_IDS = 1 << 64
+"""Ids of a trace are 64-bit numbers: those of each adapter are moved beyond all others'."""
 
-    def __init__(self, trace: Trace, max_model_len: int, block_size: int, *, caching: bool) -> None:
+
+class SequenceFactory:
+    """Makes the `Sequence` of a trace row: hot columns as Python numbers, the optional ones only where present.
+
+    `adapters`: keys and values depend on the LoRA adapter, so that no prefix is shared between two (vLLM hashes its id
+    into every block).
+    """
+
+    def __init__(
+        self, trace: Trace, max_model_len: int, block_size: int, *, caching: bool, adapters: bool = False
+    ) -> None:
         self.trace = trace
         self.inputs = array("q", trace.input_tokens.astype(np.int64).tobytes())
         self.max_model_len = max_model_len
@@ -38,6 +48,9 @@ class SequenceFactory:
             for k in ("priority", "tenant", "session_id", "slo_class", "adapter")
             if k in columns
         }
+
+        named = columns.get("adapter", ()) if adapters else ()
+        self.adapters = {name: i for i, name in enumerate(dict.fromkeys(named)) if name is not None}
 
     def make(self, index: int, sent_s: float, arrival_s: float) -> Sequence:
         """The sequence of row `index`, sent at `sent_s`, at the engine's queue at `arrival_s`."""
@@ -58,6 +71,9 @@ class SequenceFactory:
         ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
         if ids is None or trace.block_size is None:
             return None, ()
+        if self.adapters and (adapter := trace.columns["adapter"][index]) is not None:
+            own = (self.adapters[adapter] + 1) * ADAPTER_IDS
+            ids = tuple([key + own for key in ids])
         return ids, block_ends(len(ids), int(trace.block_size[index]), self.block_size, self.inputs[index])
 
     def renew(self, seq: Sequence, now_s: float) -> None:

@@ -28,6 +28,7 @@ from ..engine.result import STEP_COLUMNS, RunResult
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
 from .fleet import BusyLog, Fleet, are_alike, hardware, mean_peaks
+from .mechanisms import VerificationLog, mechanisms
 from .spec import ClusterSpec, ReplicaSpec
 
 if TYPE_CHECKING:
@@ -79,10 +80,14 @@ class _Run:
         self.accountings: list[StepAccounting] = []
         self.logs: dict[tuple[int, bool], StepLog] = {}  # by cost model, and whether contexts grow evenly
         self.busy = BusyLog(len(spec.replicas))
+        self.verified = VerificationLog()
         self.replicas = [self._replica(i, r) for i, r in enumerate(spec.replicas)]
         first = spec.replicas[0]
         caching = any(r.eviction is not None for r in spec.replicas)
-        self.factory = SequenceFactory(trace, first.max_model_len, first.block_size, caching=caching)
+        lora = any(r.max_loras is not None for r in spec.replicas)
+        self.factory = SequenceFactory(
+            trace, first.max_model_len, first.block_size, caching=caching, adapters=lora
+        )
         self.fleet = self._fleet()
         door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(
@@ -125,6 +130,8 @@ class _Run:
         if log is None:
             accounting = StepAccounting(spec.cost_model, n_contexts, {})
             sinks: list[Any] = [accounting, self.gaps.take_steps, self.busy]
+            if spec.tape is not None:
+                sinks.append(self.verified)
             if self.spec.record_steps:
                 sinks.append(self.blocks.append)
             log = StepLog(n_contexts, sinks, grows_evenly=grows_evenly, speculates=spec.tape is not None)
@@ -273,6 +280,7 @@ class _Run:
             block_times=self.block_log.times() if self.spec.record_blocks else None,
             trace_columns=dict(self.trace.columns),
             fleet=self._parts(begin_s, end_s),
+            mechanisms=mechanisms(self.verified, self.replicas),
         )
 
     def _parts(self, begin_s: float, end_s: float) -> dict[str, Any]:

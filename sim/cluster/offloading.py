@@ -119,7 +119,7 @@ class Offloading:
         ]
         if self.ssd_gib is not None:
             read, write, latency_s = SSDS[self.ssd]
-            n_bytes = spec.kv_block_bytes * spec.tp
+            n_bytes = spec.kv_block_bytes * spec.tp * spec.pp
             policy = self._policy(self.ssd_eviction or self.eviction, fresh)
             links = Channel(n_bytes / write, latency_s), Channel(n_bytes / read, latency_s)
             tiers.append(Tier("ssd", self._blocks(spec, self.ssd_gib), policy, *links))
@@ -135,7 +135,7 @@ class Offloading:
         return spec.kv_block_bytes / rate + self.copy_s
 
     def _blocks(self, spec: ReplicaSpec, gib: float) -> int:
-        return int(gib * 2**30 / (spec.kv_block_bytes * spec.tp))
+        return int(gib * 2**30 / (spec.kv_block_bytes * spec.tp * spec.pp))
 
     def _policy(
         self, text: str, fresh: Callable[[Callable[[], EvictionPolicy]], EvictionPolicy]

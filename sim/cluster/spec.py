@@ -69,11 +69,14 @@ class ReplicaSpec:
 
     @property
     def kv_block_bytes(self) -> float:
-        """Bytes of a KV block on one GPU of the TP group."""
-        return kv_block_bytes(self.model, tp=self.tp, kv_dtype=self.kv_dtype, block_size=self.block_size)
+        """Bytes of a KV block on one GPU (of a pipeline, on the mean stage)."""
+        whole = kv_block_bytes(self.model, tp=self.tp, kv_dtype=self.kv_dtype, block_size=self.block_size)
+        return whole / self.pp
 
     def check(self) -> None:
         """Raise ConfigError for parts that do not go together."""
+        if self.dp > 1:
+            self._check_ranks()
         if self.tape is not None:
             self._check_speculation(self.tape)
         if self.offloading is not None:
@@ -93,6 +96,17 @@ class ReplicaSpec:
             raise ConfigError(
                 f"{name}: cannot be combined with a padding policy ({type(self.policy).__name__})"
             )
+
+    def _check_ranks(self) -> None:
+        refused = {
+            "--preemption ...:mode=swap": getattr(self.preemption, "mode", "recompute") == "swap",
+            "--kv-offloading-size": self.offloading is not None,
+        }
+        for what, is_so in refused.items():
+            if is_so:
+                raise ConfigError(
+                    f"--data-parallel-size: cannot be combined with {what}: ranks share no host link"
+                )
 
     def _check_speculation(self, tape: AcceptanceTape) -> None:
         width = tape.law.n_drafted + 1

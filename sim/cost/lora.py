@@ -128,7 +128,8 @@ class LoraCostModel:
         last = context_column(len(self.inner.model.windows))
         plain = {name: value for name, value in columns.items() if name != last}
         seconds, flops, moved = self.inner.explain_many(plain)
-        adapters = np.asarray(columns[last], dtype=float)
+        # bounds that know of no adapters ask without their column
+        adapters = np.asarray(columns.get(last, np.zeros(len(columns["n_decode"]))), dtype=float)
         tokens = np.asarray(columns["prefill_tokens"], dtype=float) + np.asarray(
             columns["n_decode"], dtype=float
         )

@@ -239,6 +239,10 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype: str = "bf16", tp: int = 1) ->
 # --- mixture of experts
 
 
+EXPERT_ROWS = 1024
+"""Token counts whose experts are summed at a time: a few MB, where a whole table of counts would take hundreds."""
+
+
 def distinct_experts(tokens: Amount, n_experts: int, top_k: int, skew: float = 0.0) -> Amount:
     """Expected number of distinct experts that `tokens` touch when each draws k of N.
 
@@ -256,7 +260,10 @@ def distinct_experts(tokens: Amount, n_experts: int, top_k: int, skew: float = 0
     p = expert_probabilities(n_experts, top_k, skew)
     with np.errstate(divide="ignore"):
         log_miss = np.log1p(-np.minimum(p, 1.0 - 1e-15))
-    return (-np.expm1(np.multiply.outer(np.asarray(tokens, dtype=float), log_miss))).sum(axis=-1)
+    counts = np.asarray(tokens, dtype=float)
+    blocks = np.array_split(counts.reshape(-1), max(1, counts.size // EXPERT_ROWS))
+    touched = [(-np.expm1(np.multiply.outer(block, log_miss))).sum(axis=-1) for block in blocks]
+    return np.concatenate(touched).reshape(counts.shape)[()]
 
 
 def expert_probabilities(n_experts: int, top_k: int, skew: float) -> Any:

@@ -201,6 +201,8 @@ class EvictionPolicy(Protocol):
     dropped (`on_evict`) before the next is asked for.
     `foresee(hash_ids)`: the ids of all requests of the trace (`traces.Ragged`), told before the run; only for a class
     with `oracle = True`, whose registered name must contain "oracle".
+    `leaves_only = True`: a segment that a cached one continues is never the victim (tiers below the GPU ask: what is
+    being read there keeps all that it continues).
     `ignores_inserts = True`: `on_insert` does nothing, and need not be called.
     `head_first = True`: a cache-only replay (`simulate trace reuse`) hands it a prompt's blocks head first, the order
     of computation; else tail first, the order of release.

@@ -322,8 +322,19 @@ class KVCache:
         on_insert = self._on_insert
         i = seq.next_id
         start = ends[i - 1] if i else 0
-        while i < len(ids):
+        n, now_s, parent = len(ids), self.clock.now_s, held[-1] if held else None
+        while i < n:
             end = ends[i]
+            if segment is None and start < end <= full:  # most ids: a whole new segment
+                if path + grown <= start and (key := ids[i]) not in index:
+                    parent = index[key] = Segment(key, end - start, start, seq, parent)
+                    held.append(parent)  # type: ignore[union-attr]  # admitted with ids: a list
+                    grown += end - start
+                    if on_insert is not None:
+                        on_insert(parent, now_s)
+                start = end
+                i += 1
+                continue
             if start >= full and end > start:
                 break
             whole = end if end < full else full
@@ -332,11 +343,11 @@ class KVCache:
                 segment.blocks = whole - start
             elif whole > start and path + grown <= start and ids[i] not in index:
                 key = ids[i]
-                segment = index[key] = Segment(key, whole - start, start, seq, held[-1] if held else None)
+                segment = index[key] = Segment(key, whole - start, start, seq, parent)
                 held.append(segment)  # type: ignore[union-attr]  # admitted with ids: a list
                 grown += whole - start
                 if on_insert is not None:
-                    on_insert(segment, self.clock.now_s)
+                    on_insert(segment, now_s)
             # else nothing whole yet, or somebody else has it: these blocks stay unkeyed duplicates
             if full < end:
                 break

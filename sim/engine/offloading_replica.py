@@ -28,6 +28,8 @@ class OffloadingReplica(Replica):
         offload.clock = self
         if offload.rules.stalls:
             self.link = offload
+        if offload.rules.write == "on-evict":
+            self.glides = False  # `_leap_limit` must be asked
         self.ask = self._ask
 
     # -- who loads --------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ class RunResult:
     `preemptions`: one row each time a sequence gave way, columns `PREEMPTION_COLUMNS`, in order of time.
     `chunks`: every chunk of a prompt, columns `CHUNK_COLUMNS`, when steps are recorded.
     `fleet`: what only a fleet has (transfers, outages, scaling) by part, JSON-able; empty for plain replicas.
+    `mechanisms`: what drafts and adapters did, by part (`cluster.mechanisms`); empty where there are none.
     `tiers`: of KV behind the GPUs' pools, nearest first {name: {capacity_blocks, peak_used_blocks, hit_tokens,
     loaded_blocks, stored_blocks, evicted_blocks, refused_blocks, read_busy_s, write_busy_s}}, summed over replicas.
     `block_times`: how long evicted KV blocks had lived, when blocks are recorded.
@@ -145,6 +146,7 @@ class RunResult:
     steps: pd.DataFrame | None = None
     warnings: tuple[str, ...] = ()
     fleet: Mapping[str, Any] = field(default_factory=dict)
+    mechanisms: Mapping[str, Any] = field(default_factory=dict)
     preemptions: pd.DataFrame = field(default_factory=lambda: empty_table(PREEMPTION_COLUMNS))
     chunks: pd.DataFrame | None = None
     block_times: BlockTimes | None = None

@@ -9,9 +9,12 @@ from .units import rate_text, seconds_text, share_text
 
 
 def fleet_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(part, line) of the parts that a run's summary has; empty for plain replicas."""
-    fleet = summary.get("fleet", {})
-    return [(name, write(fleet[key])) for key, (name, write) in _PARTS.items() if key in fleet]
+    """(part, line) of the parts that a run's summary has, drafts and adapters among them; empty for plain replicas."""
+    parts = {
+        **summary.get("fleet", {}),
+        **{key: summary[key] for key in ("speculation", "lora") if key in summary},
+    }
+    return [(name, write(parts[key])) for key, (name, write) in _PARTS.items() if key in parts]
 
 
 def _pools(part: Mapping[str, Any]) -> str:
@@ -50,10 +53,20 @@ def _hardware(part: Mapping[str, Any]) -> str:
     return "; ".join(kinds)
 
 
+def _drafts(part: Mapping[str, Any]) -> str:
+    return f"{part['tokens_per_verification']:.2f} tokens a verification of a sequence"
+
+
+def _adapters(part: Mapping[str, Any]) -> str:
+    return f"{part['loads']:,} loads to a GPU, steps held up for {seconds_text(part['load_s'])}"
+
+
 _PARTS = {
     "disaggregation": ("pools", _pools),
     "failures": ("failures", _outages),
     "autoscaling": ("scaling", _scaling),
     "hardware": ("hardware", _hardware),
+    "speculation": ("drafts", _drafts),
+    "lora": ("adapters", _adapters),
 }
 """Key in the summary: what the part is called, how it is told."""

@@ -26,7 +26,7 @@ def verdict_card(summary: Summary) -> str:
         f'<section class="card verdict"><strong>{escape(found["headline"])}</strong>'
         f'<div class="columns"><ul>{_items(found["because"])}</ul>'
         f'<ul class="try">{_items(found["try_first"])}</ul></div>{_slo(summary)}'
-        f"{time_bar(summary)}{time_key()}{_warnings(summary)}</section>"
+        f"{time_bar(summary)}{time_key([summary])}{_warnings(summary)}</section>"
     )
 
 
@@ -69,9 +69,9 @@ def _tier_tiles(kv: Summary) -> list[tuple[str, str, str]]:
     """A tile for each tier behind the GPU's pool."""
     return [
         (
-            f"of them from {name}",
+            f"hits in {name}",
             share_text(tier["hit_token_frac"]),
-            f"peak {share_text(tier['peak_used_frac'])} of {tier['blocks_total']:,} blocks",
+            f"peak {share_text(tier['peak_used_frac'])} full",
         )
         for name, tier in kv.get("tiers", {}).items()
     ]
@@ -209,7 +209,8 @@ def bounds_section(comparison: ComparisonTables) -> str:
         f"{escape(run.summary['verdict']['headline'])}{time_bar(run.summary)}</div>"
         for run in comparison.ranked
     )
-    return f'<section><h2>What bounds each run</h2><div class="card">{rows}{time_key()}</div></section>'
+    key = time_key([run.summary for run in comparison.ranked])
+    return f'<section><h2>What bounds each run</h2><div class="card">{rows}{key}</div></section>'
 
 
 def _dot(comparison: ComparisonTables, label: str) -> str:

@@ -70,6 +70,7 @@ def summary(result: RunResult) -> dict[str, Any]:
     figures["verdict"] = verdict(result, figures).as_dict()
     if result.fleet:
         figures["fleet"] = dict(result.fleet)
+    figures |= result.mechanisms
     figures["simulator"] = _simulator(result)
     figures["warnings"] = list(result.warnings)
     return figures

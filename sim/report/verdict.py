@@ -39,6 +39,11 @@ SEATS_FRAC = 0.95
 
 _LARGER_BATCHES = "larger batches"
 
+_LESS_RESERVED = "a lower --max-model-len: the policy reserves that much KV for each sequence"
+
+_RESERVING = ("static", "orca")
+"""Policies that reserve KV for a whole sequence when they admit it."""
+
 _TRY = {
     "compute_bound": (
         "fp8 weights (--dtype fp8) where the GPU has fp8 tensor cores",
@@ -107,7 +112,7 @@ def verdict(result: RunResult, summary: Mapping[str, Any]) -> Verdict:
         headline=_headline(
             state, shares["idle"], f"{_NAMES[top]} bounds {busy_frac:.0%} of the busy GPU time"
         ),
-        because=_facts(summary, state),
+        because=_facts(summary, state, result.config),
         try_first=tuple(text for text in _advice(top, state) if not _is_done(text, result.config)),
     )
 
@@ -122,6 +127,7 @@ class _State:
     seats_taken: bool
     seats: float
     max_num_seqs: int | None
+    reserves: bool
 
     @classmethod
     def of(cls, result: RunResult, summary: Mapping[str, Any]) -> _State:
@@ -134,7 +140,8 @@ class _State:
         preempted = summary["requests"]["preemptions"] > 0
         short = (peak >= FULL_FRAC and preempted) or (overloaded and not taken and peak >= RESERVED_FRAC)
         idle = summary["time_frac"]["idle"] > IDLE_FRAC and not overloaded
-        return cls(idle, overloaded, short, taken, seats, limit)
+        reserves = str(result.config.get("policy", "")).partition(":")[0] in _RESERVING
+        return cls(idle, overloaded, short, taken, seats, limit, reserves)
 
 
 def is_overloaded(result: RunResult) -> bool:
@@ -171,7 +178,7 @@ def _headline(state: _State, idle_frac: float, steps: str) -> str:
     return f"{steps[0].upper()}{steps[1:]}; {idle}."
 
 
-def _facts(summary: Mapping[str, Any], state: _State) -> tuple[str, ...]:
+def _facts(summary: Mapping[str, Any], state: _State, config: Mapping[str, Any]) -> tuple[str, ...]:
     facts = []
     mfu, mbu = summary["mfu_frac"], summary["mbu_frac"]
     if mfu is not None and mbu is not None:
@@ -187,10 +194,27 @@ def _facts(summary: Mapping[str, Any], state: _State) -> tuple[str, ...]:
     queue, e2e = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
     if queue is not None and e2e and queue > 0.1 * e2e:
         facts.append(f"requests wait {queue:.3g} s of {e2e:.3g} s in the queue")
-    lost = summary["requests"]["rejected"] + summary["requests"]["timed_out"]
-    if lost:
-        facts.append(f"{lost} of {summary['requests']['submitted']} requests were rejected or timed out")
-    return tuple(facts)
+    return (*facts, *_lost(summary["requests"], config))
+
+
+_OTHER_REASONS = ("admission", "fleet", "disaggregate", "failures")
+"""Settings under which a request can be rejected for more than its length."""
+
+
+def _lost(requests: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """How many requests got no answer, and why."""
+    facts = []
+    length, blocks, size = (config.get(key) for key in ("max_model_len", "kv_blocks", "block_size"))
+    why = ""
+    if length and blocks and size and not any(config.get(key) for key in _OTHER_REASONS):
+        room = blocks * size
+        limit = f"--max-model-len {length:,}" if length <= room else f"the KV cache of {room:,} tokens"
+        why = f": longer than {limit}"
+    if requests["rejected"]:
+        facts.append(f"{requests['rejected']:,} of {requests['submitted']:,} requests were rejected{why}")
+    if requests["timed_out"]:
+        facts.append(f"{requests['timed_out']:,} of {requests['submitted']:,} requests timed out")
+    return facts
 
 
 def _is_done(text: str, config: Mapping[str, Any]) -> bool:
@@ -207,10 +231,8 @@ def _advice(top: str, state: _State) -> tuple[str, ...]:
         return ("fewer or cheaper GPUs, or more load per replica; latency is already near its floor",)
     advice: tuple[str, ...] = ()
     if state.kv_short:
-        advice += (
-            "more room for KV: --kv-cache-dtype fp8, a larger --tp, or a GPU with more memory",
-            "a lower --max-model-len, if the policy reserves room for whole sequences (static, orca)",
-        )
+        advice += ("more room for KV: --kv-cache-dtype fp8, a larger --tp, or a GPU with more memory",)
+        advice += (_LESS_RESERVED,) if state.reserves else ()
     if state.overloaded and state.seats_taken:
         advice += ("more seats: a larger --max-num-seqs",)
     if state.overloaded:

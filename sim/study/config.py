@@ -16,6 +16,9 @@ Replay = Literal["open", "closed"]
 BACKENDS = ("auto", "flash", "flash-decoding", "naive")
 """Names of attention back ends (`cost.attention_backends`, spelt here so that flags are checked without NumPy)."""
 
+ELEMENTWISE = ("fused", "separate")
+"""Whether norms take the residual adds along, or both are launches of their own."""
+
 DTYPES: dict[str, Dtype | None] = {
     "auto": None,
     "bf16": "bf16", "bfloat16": "bf16",
@@ -149,7 +152,7 @@ class RunConfig:
             _check_name(name, getattr(self, name), DTYPES)
         _check_name("generation_config", self.generation_config, ("auto", "vllm", "greedy"))
         _check_name("attention_backend", self.attention_backend, BACKENDS)
-        _check_name("elementwise", self.elementwise, ("fused", "separate"))
+        _check_name("elementwise", self.elementwise, ELEMENTWISE)
         for name in ("enforce_eager", "enable_expert_parallel", "enable_lora"):
             _check_switch(name, getattr(self, name))
         if self.expert_skew is not None:

@@ -112,7 +112,7 @@ def _throughput(grid: Grid, key: str) -> Chart:
         "layer": [
             {"mark": {"type": "point", "filled": True, "size": 110},
              "encoding": {"color": color, "tooltip": tips,
-                          "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.35}}},
+                          "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.5}}},
             {"transform": [{"filter": "datum.best"}],
              "mark": name_beside(key),
              "encoding": {"text": {"field": "run"}}},

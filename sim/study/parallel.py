@@ -82,8 +82,8 @@ class Layout:
         """KV blocks of all ranks, one null block among them."""
         return self.dp * (of_a_rank - 1) + 1
 
-    def limits(self, one: Limits) -> Limits:
-        """Limits of all ranks taken together; a prompt is computed by one rank, within that rank's budget.
+    def limits(self, one: Limits, kv_tokens: int) -> Limits:
+        """Limits of all ranks taken together; a sequence stays on one rank, within its budget and its `kv_tokens`.
 
         A round of a pipeline has a token budget for each of its micro-batches; the seats are those of all (vLLM V1).
         """
@@ -95,7 +95,7 @@ class Layout:
         return Limits(
             self.dp * one.max_num_seqs,
             self.dp * tokens,
-            one.max_model_len,
+            min(one.max_model_len, kv_tokens),
             min(one.long_prefill_token_threshold or tokens, tokens),
         )
 

@@ -173,7 +173,7 @@ def _left_out(simulated: Sequence[Row], others: Sequence[Row]) -> str:
 
 
 def _at_loads(plan: PlanResult) -> Table:
-    return _plain("the cheapest by its rate at other loads", plan.load_sensitivity, {
+    return _plain("at other loads: the cheapest by the rate of one replica, not simulated", plan.load_sensitivity, {
         "load_factor": "× load", "load_per_s": "req/s", "label": "candidate", "replicas": "replicas", "gpus": "GPUs",
         "usd_per_hour": "$/h",
     })  # fmt: skip

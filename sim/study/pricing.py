@@ -40,7 +40,7 @@ def cost_model_of(
         found = load_plugin_class("stepline.cost_models", name)
         name = f"{found.__module__}:{found.__qualname__}"
     drafts = speculation_of(config)
-    wider = {} if drafts is None else {"queries": drafts.n_drafted + 1}
+    wider = {} if drafts is None else {"queries": drafts.width}
     layout = Layout.of(config, model)
     demanded = {**wider, **layout.demanded(config), **_kernels(config)}
 

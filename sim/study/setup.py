@@ -281,7 +281,8 @@ def _replica(
             _known(config.max_num_batched_tokens),
             _known(config.max_model_len),
             config.long_prefill_token_threshold,
-        )
+        ),
+        (blocks - 1) // layout.dp * _known(config.block_size),
     )
     return ReplicaSpec(
         model=model,

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from ..engine.acceptance import Acceptance
 
 FLAG = "--speculative-config"
-METHODS = ("draft_model", "eagle", "eagle3", "medusa", "ngram")
+METHODS = ("draft_model", "eagle", "eagle3", "medusa", "ngram", "lookahead")
 _KEYS = {
     "method", "model", "num_speculative_tokens", "draft_tensor_parallel_size", "prompt_lookup_max",
-    "prompt_lookup_min", "acceptance",
+    "prompt_lookup_min", "lookahead_window", "lookahead_guesses", "acceptance",
 }  # fmt: skip
 _LOOKUP = ("prompt_lookup_max", "prompt_lookup_min")
 
@@ -28,7 +28,7 @@ _LOOKUP = ("prompt_lookup_max", "prompt_lookup_min")
 @dataclass(frozen=True, slots=True)
 class Speculation:
     """What a server drafts with: `method`, γ drafted tokens, the draft `model` (None: heads, or a look-up), and how
-    often they are accepted.
+    often they are accepted. `lookahead`: windows and guesses of lookahead decoding (a method that vLLM does not have).
     """
 
     method: str
@@ -36,6 +36,13 @@ class Speculation:
     model: str | None
     acceptance: Acceptance
     draft_tp: int | None = None
+    lookahead: tuple[int, int] | None = None
+
+    @property
+    def width(self) -> int:
+        """Tokens of a sequence in a step: γ + 1; of lookahead decoding with W windows and G guesses, (W + G) γ, since it
+        drafts in the same pass (Fu et al. 2024, section 3.2; γ = N - 1)."""
+        return self.n_drafted + 1 if self.lookahead is None else sum(self.lookahead) * self.n_drafted
 
     def draft(self, target: RooflineCostModel, **options: Any) -> Draft:
         """What proposes the tokens, on the target's GPUs; `options` as of the target's cost model.
@@ -45,7 +52,7 @@ class Speculation:
         """
         from ..cost import drafting
 
-        if self.method == "ngram":
+        if self.method in ("ngram", "lookahead"):
             return drafting.NoDraft()
         if self.method == "medusa":
             return drafting.medusa_draft(target, self.n_drafted)
@@ -86,7 +93,7 @@ class Speculation:
         """What it holds beside the target."""
         from ..cost import drafting
 
-        if self.method == "ngram":
+        if self.method in ("ngram", "lookahead"):
             return drafting.Footprint(0.0, 0.0)
         if self.method == "medusa":
             return drafting.footprint_of_heads(target, tp=tp, n_drafted=self.n_drafted)
@@ -150,7 +157,28 @@ def read_speculation(text: str) -> Speculation:
         accepted = _acceptance(given["acceptance"], drafted, Acceptance)
     except ConfigError as error:
         raise ConfigError(f"{FLAG}: {error}") from None
-    return Speculation(method, drafted, model, accepted, given.get("draft_tensor_parallel_size"))
+    draft_tp = _whole(given, "draft_tensor_parallel_size", None)
+    return Speculation(method, drafted, model, accepted, draft_tp, _lookahead(given, method))
+
+
+def _lookahead(given: dict[str, Any], method: str) -> tuple[int, int] | None:
+    """Windows and guesses; as many guesses as windows unless stated (the paper's default)."""
+    keys = ("lookahead_window", "lookahead_guesses")
+    if method != "lookahead":
+        if any(key in given for key in keys):
+            raise ConfigError(f"{FLAG}: {' and '.join(keys)} go with the method lookahead")
+        return None
+    windows = _whole(given, "lookahead_window", None)
+    if windows is None:
+        raise ConfigError(f"{FLAG}: lookahead_window: got none, expected an integer >= 1")
+    return windows, _whole(given, "lookahead_guesses", windows) or windows
+
+
+def _whole(given: dict[str, Any], key: str, absent: int | None) -> int | None:
+    value = given.get(key, absent)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{FLAG}: {key}: got {value!r}, expected an integer >= 1")
+    return value
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .validation_traces import Load, load_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-UNRECORDED = {"vllm": "vllm-0.12"}
+UNRECORDED = {"vllm": "vllm-unrecorded"}
 """Profile of a published trace whose engine version nobody recorded: those of 2025 are older than async scheduling by
 default (vLLM 0.14)."""
 

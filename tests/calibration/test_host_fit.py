@@ -109,3 +109,22 @@ def test_cold_rows_are_those_that_are_cold_or_do_not_say():
     assert {task.name for task in SERVING} == {
         "gemm_serving", "moe_serving", "attention_decode_serving",
     }  # fmt: skip
+
+
+def test_a_run_in_which_many_gave_up_teaches_nothing_and_a_queue_teaches_only_tpot(tmp_path):
+    from stepline.calibration.host_fit import measure
+
+    rows = [
+        SERVED | {"exp_key": name, "n_requests": 20, "duration_s": 5.0, "osl_spec": 10}
+        for name in ("few", "many")
+    ]
+    root = write_folder(tmp_path, rows)
+    failed = {"few": 0.005, "many": 0.2}
+    pd.DataFrame(
+        [(key, 0, "failed_fraction", "mean", value, "1") for key, value in failed.items()]
+        + [("few", 0, "ttft", "mean", 9000.0, "ms"), ("few", 0, "tpot", "mean", 10.0, "ms")],
+        columns=["exp_key", "stage", "metric", "stat", "value", "unit"],
+    ).to_csv(root / "metrics.csv", index=False)
+    kept = usable(load_measured(root), "vllm-0.15.1")
+    assert [e.key for e in kept] == ["few"]
+    assert [name for name, _ in measure(kept[0], load_engine("vllm-0.15.1"))] == ["tpot_mean"]

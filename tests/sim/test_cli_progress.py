@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
+import pytest
 from stepline.sim.cli import progress
 from stepline.sim.cluster.cluster import Progress
 
@@ -38,3 +40,31 @@ def test_a_long_run_shows_share_and_ratio(monkeypatch):
 def test_nothing_is_drawn_where_nobody_looks(monkeypatch):
     assert drawn(monkeypatch, 4.0, stream=io.StringIO()) == ""
     assert drawn(monkeypatch, 4.0, shown=False) == ""
+
+
+def said(monkeypatch, lasts_s: float, *, stream=None, shown: bool = True) -> str:
+    stream = stream or Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.02)
+    monkeypatch.setattr(progress, "_TICK_S", 0.01)
+    with progress.working("reading t.jsonl", shown=shown):
+        time.sleep(lasts_s)
+    return stream.getvalue()
+
+
+def test_long_work_says_what_it_is_and_clears_its_line(monkeypatch):
+    text = said(monkeypatch, 0.2)
+    assert "reading t.jsonl, 0 s" in text
+    assert text.endswith("\r\x1b[K")
+
+
+def test_short_or_unseen_work_says_nothing(monkeypatch):
+    assert said(monkeypatch, 0.0) == ""
+    assert said(monkeypatch, 0.1, stream=io.StringIO()) == ""
+    assert said(monkeypatch, 0.1, shown=False) == ""
+
+
+def test_an_error_clears_the_line_and_passes(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(KeyError), progress.working("reading"):
+        raise KeyError

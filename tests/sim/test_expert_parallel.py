@@ -131,7 +131,7 @@ def test_a_hot_gpu_sets_the_pace_of_experts_and_exchange():
     assert hot > 1.2
     (exchange,), (balanced,) = parts(skewed, CollectivePart), parts(even, CollectivePart)
     assert exchange.bytes_per_token == pytest.approx(hot * balanced.bytes_per_token)
-    work = StepWork(65_536, 8, 8 * (8192 * 8193 // 2), 65_536, 0, (0,), 8)
+    work = StepWork(16_384, 8, 8 * (2048 * 2049 // 2), 16_384, 0, (0,), 8)
     slower = [sum(m.explain(work).seconds["moe"].values()) for m in (even, skewed)]
     assert slower[1] / slower[0] == pytest.approx(hot, rel=0.1)
 
@@ -154,6 +154,7 @@ def test_flags_of_the_ranks_add_up_and_a_prompt_stays_on_one():
     assert spec.long_prefill_token_threshold == 2048
     one = resolve(RunConfig(**SETTINGS, num_gpu_blocks_override=1001)).cluster.replicas[0]
     assert one.kv_blocks == 4001
+    assert one.max_model_len == 16_000  # a sequence's KV is on one rank
 
 
 def test_a_run_on_four_ranks_reports_four_gpus_and_skew_slows_it(tmp_path):
@@ -176,12 +177,13 @@ def test_a_run_on_four_ranks_reports_four_gpus_and_skew_slows_it(tmp_path):
         ({"expert_skew": 1.0}, "--expert-skew: llama-3.1-8b has no experts"),
         ({**SETTINGS, "data_parallel_size": 1}, "got one GPU"),
         ({**SETTINGS, "data_parallel_size": 3}, "expected a divisor of mixtral-8x7b's 8 experts"),
+        ({**SETTINGS, "preemption": "last-in:mode=swap"}, "cannot be combined with --preemption"),
         ({**SETTINGS, "cost_model": f"{__name__}:Flat"}, "--cost-model: .*unknown parameter 'dp'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
-        resolve(RunConfig(**settings))
+        resolve(RunConfig(**settings)).cluster.check()
 
 
 class Flat:

@@ -117,6 +117,16 @@ def test_every_request_is_served_once_whatever_the_order(policy, tmp_path):
     )
 
 
+def test_a_prefix_is_not_shared_between_adapters():
+    rows = [(100.0 * i, 64, 2) for i in range(4)]
+    shared = trace(rows, hash_ids=[[1, 2, 3, 4]] * 4, block_size=16, adapter=["a", "b", "a", None])
+    cached = [
+        by_index(run(shared, Affine(), caching=True, **kw))["cached_tokens"].tolist()
+        for kw in ({}, {"max_loras": 2})
+    ]
+    assert cached == [[0, 48, 48, 48], [0, 0, 48, 0]]
+
+
 # --- cost
 
 
@@ -181,6 +191,9 @@ def test_adapters_slow_a_run_and_without_the_flag_it_says_so(tmp_path):
     assert not any("--enable-lora" in text for text in lora.warnings)
     assert summary(lora)["tpot_s"]["mean"] > 1.02 * summary(plain)["tpot_s"]["mean"]
     assert lora.config["max_loras"] == 3
+    assert summary(lora)["lora"]["loads"] == 3
+    assert lora.totals.seconds["comm"]["comm"] == pytest.approx(summary(lora)["lora"]["load_s"])
+    assert "lora" not in summary(plain)
 
 
 def test_slots_take_their_room_from_the_kv_cache():
@@ -204,3 +217,14 @@ def test_slots_take_their_room_from_the_kv_cache():
 def test_what_does_not_go_together_is_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match="--enable-lora: cannot be combined with"):
         simulate(adapted(tmp_path), enable_lora=True, **settings)
+
+
+def test_bounds_of_a_plan_need_no_adapters():
+    from stepline.sim.study.plan_bounds import bounds, demand_of
+
+    demand = demand_of(trace([(0.0, 500, 100)] * 4), caching=False)
+    rates = [
+        bounds(resolve(RunConfig(enable_lora=on)).cluster.replicas[0], demand, None).rate_per_s
+        for on in (False, True)
+    ]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-6)

@@ -20,7 +20,7 @@ from stepline.traces.errors import ConfigError
 from ..policies.conformance import BATCH, EVICTION, PREEMPTION, TRACE_BLOCK, check, names, simulate, worlds
 from .engine_kit import Affine, by_index, run, spec, trace
 
-FEW = settings(max_examples=10, deadline=None, derandomize=True)
+FEW = settings(max_examples=5, deadline=None, derandomize=True)
 BLOCK_BYTES = 1024
 """Of a block of 4 tokens of the toy model: 2 layers x 2 (K and V) x 2 heads x 16 x 2 bytes x 4."""
 GIB = 2**30 / BLOCK_BYTES

@@ -4,6 +4,8 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stepline.sim import simulate, summary
 from stepline.sim.cost.calibration import find_calibration
 from stepline.sim.cost.catalogue import load_engine, load_gpu, load_model
@@ -120,6 +122,30 @@ def test_a_round_is_the_stages_times_the_slowest_on_its_micro_batch():
     assert model.step_s(decodes(64)) == pytest.approx(4 * last)
 
 
+def _round_by_events(stage_s: list[float], n_stages: int, rounds: int = 60) -> float:
+    """Seconds between the starts of a cohort whose micro-batches keep each of the stages busy for `stage_s[cohort]`:
+    first come, first served, and a cohort starts anew when it has left the last stage."""
+    free = [0.0] * n_stages
+    ready = [0.0] * len(stage_s)
+    begun = []
+    for _ in range(rounds):
+        for cohort, lasts in enumerate(stage_s):
+            at = ready[cohort]
+            for stage in range(n_stages):
+                at = max(at, free[stage])
+                if cohort == stage == 0:
+                    begun.append(at)
+                at = free[stage] = at + lasts
+            ready[cohort] = at
+    return (begun[-1] - begun[rounds // 2]) / (rounds - 1 - rounds // 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.1, 3.0), min_size=2, max_size=6))
+def test_a_pipeline_walked_by_events_keeps_the_pace_of_its_largest_micro_batch(stage_s):
+    assert _round_by_events(stage_s, len(stage_s)) == pytest.approx(len(stage_s) * max(stage_s))
+
+
 def test_a_lone_request_gains_nothing_from_stages_and_leaves_them_idle():
     """One micro-batch in flight: each of 4 GPUs works a fourth of the round at most."""
     model, alone = priced(4), stage_of(LLAMA, "vllm-v1", 4)
@@ -182,7 +208,7 @@ def test_weights_and_kv_are_divided_by_the_stages():
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("asked", "says"),
     [
         ({"pipeline_parallel_size": 33}, "pipeline_parallel_size: got 33"),
         ({"data_parallel_size": 2, "model": "mixtral-8x7b"}, "cannot be combined with --data-parallel-size"),
@@ -190,9 +216,9 @@ def test_weights_and_kv_are_divided_by_the_stages():
         ({"cost_model": f"{__name__}:Flat"}, "--pipeline-parallel-size: got cost model"),
     ],
 )
-def test_what_does_not_go_together_is_refused(settings, says):
+def test_what_does_not_go_together_is_refused(asked, says):
     with pytest.raises(ConfigError, match=says):
-        resolve(RunConfig(**{"pipeline_parallel_size": 2, **settings}))
+        resolve(RunConfig(**{"pipeline_parallel_size": 2, **asked}))
 
 
 class Flat:

@@ -201,6 +201,16 @@ def test_a_draft_runs_once_over_the_verified_tokens_and_then_token_by_token():
     )
 
 
+def test_lookahead_computes_windows_and_guesses_in_one_pass():
+    """Lookahead decoding (Fu et al. 2024): W = G = 5, N = 4: 30 tokens a step of each sequence, no draft model."""
+    asked = {"method": "lookahead", "num_speculative_tokens": 3, "lookahead_window": 5, "acceptance": 0.5}
+    config = RunConfig(speculative_config=json.dumps(asked), max_num_seqs=64)
+    cost = resolve(config).cluster.replicas[0].cost_model
+    plain = resolve(RunConfig()).cluster.replicas[0].cost_model
+    work = StepWork(n_decode=2, context_tokens=(2000,), logits_rows=2)
+    assert cost.explain(work).flops == pytest.approx(30 * plain.explain(work).flops)
+
+
 # --- whole runs
 
 
@@ -226,6 +236,7 @@ def test_every_token_is_emitted_and_every_block_comes_back_under_preemption():
     result = speculating(rows, kv_blocks=60, max_num_seqs=8)
     assert result.requests["preemptions"].sum() > 0
     assert by_index(result)["output_tokens"].tolist() == [o for _, _, o in rows]
+    assert result.mechanisms["speculation"]["tokens_per_verification"] == pytest.approx(2.533, rel=0.05)
     emitted = float(result.totals.series["emitted_tokens"].sum())
     assert emitted == pytest.approx(sum(o for _, _, o in rows), rel=0.02)  # preempted ones end off their mean
 
@@ -302,6 +313,18 @@ def test_a_draft_takes_room_from_the_kv_cache():
         ('{"method": "eagle"}', "num_speculative_tokens: got None"),
         ('{"method": "draft_model", "num_speculative_tokens": 2}', "model: got None"),
         ('{"method": "eagle", "num_speculative_tokens": 2}', "acceptance: got none"),
+        (
+            '{"method": "lookahead", "num_speculative_tokens": 2, "acceptance": 0.5}',
+            "lookahead_window: got none",
+        ),
+        (
+            '{"method": "eagle", "num_speculative_tokens": 2, "acceptance": 0.5, "lookahead_window": 5}',
+            "go with",
+        ),
+        (
+            '{"method": "eagle", "num_speculative_tokens": 2, "acceptance": 0.5, "draft_tensor_parallel_size": 0}',
+            ">= 1",
+        ),
         ('{"method": "eagle", "num_speculative_tokens": 2, "acceptance": 1.2}', "expected 2 numbers"),
         ('{"method": "eagle", "num_speculative_tokens": 2, "acceptance": [0.5]}', "expected 2 numbers"),
         ('{"method": "eagle", "num_speculative_tokens": 2, "acceptance": [0.5, 0.7]}', "never rise"),

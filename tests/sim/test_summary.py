@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from stepline.sim.report.summary import summary
-from stepline.sim.report.verdict import is_overloaded
+from stepline.sim.report.verdict import _lost, is_overloaded
 from stepline.sim.report.vllm_bench import vllm_bench
 
 from .run_results import NAN, gaps, run_result, totals
@@ -153,3 +153,14 @@ def test_vllm_bench_fields_are_milliseconds_of_the_same_figures():
 
 def test_all_at_once_is_an_infinite_request_rate():
     assert vllm_bench(run_result([{"arrival_s": 0.0}, {"arrival_s": 0.0}]))["request_rate"] == "inf"
+
+
+def test_the_verdict_says_why_requests_were_rejected():
+    lost = {"rejected": 3, "timed_out": 0, "submitted": 10}
+    config = {"max_model_len": 4096, "kv_blocks": 1000, "block_size": 16}
+    assert _lost(lost, config) == ["3 of 10 requests were rejected: longer than --max-model-len 4,096"]
+    assert _lost(lost, config | {"kv_blocks": 100}) == [
+        "3 of 10 requests were rejected: longer than the KV cache of 1,600 tokens"
+    ]
+    assert _lost(lost, config | {"admission": "queue-limit"}) == ["3 of 10 requests were rejected"]
+    assert _lost({"rejected": 0, "timed_out": 2, "submitted": 10}, config) == ["2 of 10 requests timed out"]

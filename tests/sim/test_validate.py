@@ -120,7 +120,7 @@ def test_estimated_blocks_are_not_taken_for_measured_ones(tmp_path):
         ("vllm", "0.15.1 per README", "A exact", "vllm-0.15.1"),
         ("vllm", "0.14.2", "A exact", "vllm-0.12"),
         ("vllm", "0.20", "A exact", "vllm-0.15.1"),
-        ("vllm", "not recorded", "A- exact trace", "vllm-0.12"),
+        ("vllm", "not recorded", "A- exact trace", "vllm-unrecorded"),
         ("vllm", None, "B closed-loop", "vllm-v1"),
         ("sglang", "0.5.1.post1", "B closed-loop", "sglang"),
         ("trtllm", "1.0.0rc3", "B closed-loop", "trtllm"),
