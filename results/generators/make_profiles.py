@@ -136,7 +136,8 @@ def claude_code(data: Path, figures: dict[str, Any]) -> dict[str, Any]:  # noqa:
         "license": "Apache-2.0 (the traces the figures were fitted to)",
         "notes": "63 agentic coding sessions with 512-token chained ids: contexts of 89 k tokens on average, 97 % of "
         "prompt tokens seen before. Think times are tools (median 11 s) and, in the tail, people; closed replay uses "
-        "them, timestamps assume 0.5 s + 20 ms per output token.",
+        "them. Sessions are balanced against the lengths of all prompts (`Balance`), so traces of "
+        "different seeds differ less than two samples would.",
         "workload": fit_agents(read(data / "claude_code_sessions.jsonl.gz")),
     }
 

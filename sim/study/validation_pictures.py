@@ -18,7 +18,7 @@ NAMES = {"ttft_mean": "TTFT mean", "tpot_mean": "TPOT mean", "e2e_mean": "E2E me
 OURS = "stepline"
 CURVE_POINTS = 60
 """Quantiles a curve is drawn with."""
-SCALE = 0.8
+SCALE = 0.5
 """Pixels a point: pictures that are small enough to be kept with the source."""
 
 
@@ -61,7 +61,7 @@ def _scatter(result: Validation) -> Any:
         )
         line = alt.Chart(_frame({"x": [low, high]})).mark_line(color="black", strokeWidth=1)
         line = line.encode(x=alt.X("x:Q", scale=scale), y=alt.Y("x:Q", scale=scale))
-        rows.append((line + points).properties(width=260, height=260, title=title))
+        rows.append((line + points).properties(width=240, height=240, title=title))
     grid = alt.vconcat(*[alt.hconcat(*rows[i : i + 2]) for i in range(0, len(rows), 2)])
     return grid.properties(title="Predicted against measured; the line is equality")
 
@@ -73,21 +73,27 @@ def _errors(result: Validation) -> Any:
     table = _error_rows(result)
     if table.empty:
         return None
+    return alt.hconcat(*[_metric_errors(table, metric) for metric in table["metric"].unique()]).properties(
+        title="Error by group, beside other simulators on the same runs"
+    )
+
+
+def _metric_errors(table: pd.DataFrame, metric: str) -> Any:
+    """Bars of one metric, the groups that have it below each other."""
+    import altair as alt
+
     return (
-        alt.Chart(table, width=170, height=alt.Step(15))
+        alt.Chart(table[table["metric"] == metric], width=120, height=alt.Step(15), title=metric)
         .mark_bar()
         .encode(
-            x=alt.X("error:Q", title="mean absolute error, %", scale=alt.Scale(type="symlog", constant=5)),
+            x=alt.X("error:Q", title="mean absolute error, %", scale=alt.Scale(type="symlog", constant=5),
+                    axis=alt.Axis(values=[2, 5, 10, 50, 1000], grid=True)),
             y=alt.Y("by:N", title=None, sort=alt.EncodingSortField("rank", order="ascending")),
             color=alt.condition(alt.datum.by == OURS, alt.value("#1b6ca8"), alt.value("#b9b9b9")),
-            row=alt.Row(
-                "group:N", title=None, header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=190)
-            ),
-            column=alt.Column("metric:N", title=None, sort=list(NAMES.values())),
+            row=alt.Row("group:N", title=None, header=alt.Header(labelOrient="top", labelAnchor="start")),
         )
         .resolve_scale(y="independent")
-        .properties(title="Error by group, beside other simulators on the same runs")
-    )
+    )  # fmt: skip
 
 
 def _error_rows(result: Validation) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def test_mooncake_conv_has_the_lengths_and_the_hit_rate_curve_of_its_trace():
     made = [synth("mooncake_conv", seed=seed, duration_s=600.0) for seed in range(9)]
     for column in ("input_tokens", "output_tokens"):
         seen = [ks_distance(getattr(trace, column), getattr(one, column)) for one in made]
-        assert np.median(seen) <= 0.032  # 1750 rows: two samples of one law are 0.024 apart
+        assert np.median(seen) <= 0.03
     pairs = [
         ks_distance_2d((trace.input_tokens, trace.output_tokens), (m.input_tokens, m.output_tokens))
         for m in made
@@ -102,16 +102,18 @@ def test_mooncake_conv_has_the_lengths_and_the_hit_rate_curve_of_its_trace():
 
 
 @needs_data
-def test_claude_code_has_the_contexts_and_the_reuse_of_its_trace():
+def test_claude_code_has_the_lengths_and_the_reuse_of_its_trace():
     trace = read_trace(DATA / "claude_code_sessions.jsonl.gz")
     made = [synth("claude_code", seed=seed) for seed in range(5)]
-    assert np.median([one.input_tokens.mean() for one in made]) == pytest.approx(
-        trace.input_tokens.mean(), rel=0.1
-    )
-    assert np.median([len(one) for one in made]) == pytest.approx(len(trace), rel=0.15)
-    assert np.median([ks_distance(trace.output_tokens, one.output_tokens) for one in made]) <= 0.04
+    for column in ("input_tokens", "output_tokens"):
+        assert np.median([ks_distance(getattr(trace, column), getattr(one, column)) for one in made]) <= 0.03
+    pairs = [
+        ks_distance_2d((trace.input_tokens, trace.output_tokens), (m.input_tokens, m.output_tokens))
+        for m in made
+    ]
+    assert np.median(pairs) <= 0.05
+    assert np.median([len(one) for one in made]) == pytest.approx(len(trace), rel=0.05)
     blocks, reference = hit_rates("claude_code_sessions")
     some = [1, 3, len(blocks) - 1]
     curve = np.median([lru_hit_rates(one, [blocks[k] for k in some]) for one in made], axis=0)
-    np.testing.assert_allclose(curve, reference[some], atol=0.06)
-    np.testing.assert_allclose(curve[-1], reference[-1], atol=0.015)
+    np.testing.assert_allclose(curve, reference[some], atol=0.03)

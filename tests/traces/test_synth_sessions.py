@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 from stepline.traces.errors import ConfigError
 from stepline.traces.synth import Profile, synth
+from stepline.traces.synth.conversations import Draws
+from stepline.traces.synth.laws import Uniform
+from stepline.traces.synth.measure import ks_distance
+from stepline.traces.synth.tables import quantile_table
 
 SESSION = {
     "kind": "sessions", "arrivals": {"kind": "renewal", "rate_per_s": 1.0}, "first_input": 2000, "outputs": 100,
@@ -151,6 +155,48 @@ def test_the_session_share_makes_sessions_differ():
     assert spreads[1] > 2.5 * spreads[0]
 
 
+def test_sessions_with_a_law_of_all_prompts_come_near_it():
+    spread = {"first_input": {"kind": "uniform", "low": 500, "high": 5000}, "sessions": 60}
+    turns = {
+        "turns": {"kind": "uniform", "low": 1, "high": 9},
+        "growth": {"kind": "exponential", "mean": 400},
+    }
+    free = make(AGENT | spread | turns, duration_s=5000.0)
+    wanted = make(AGENT | spread | turns | {"sessions": 1500}, seed=7, duration_s=50_000.0).input_tokens
+    even = make(AGENT | spread | turns | {"inputs": quantile_table(wanted, 0.003)}, duration_s=5000.0)
+    assert ks_distance(even.input_tokens, wanted) < 0.03 < ks_distance(free.input_tokens, wanted)
+
+
+def test_scores_of_a_session_hang_together_as_told():
+    ties = np.eye(5)
+    ties[0, 1] = ties[1, 0] = 0.95
+    laws = {
+        key: {"kind": "uniform", "low": 1, "high": high}
+        for key, high in (("turns", 30), ("first_input", 900))
+    }
+    trace = make(AGENT | laws | {"correlation": ties.tolist()}, duration_s=4000.0)
+    rows = [r for r in by_session(trace).values() if trace.arrival_s[r[0]] < 3000]
+    turns, first = [len(r) for r in rows], [trace.input_tokens[r[0]] for r in rows]
+    assert np.corrcoef(turns, first)[0, 1] > 0.85
+
+
+def test_an_early_prompt_does_not_wait_for_answer_and_pause():
+    trace = make(AGENT | {"early_chance": [[3, 0], [1e9, 1]], "early_gap_s": 2, "think_s": 3})
+    late = make(AGENT | {"early_chance": [[4, 0], [1e9, 1]], "early_gap_s": 2, "think_s": 3})
+    gaps = [
+        {round(float(g), 6) for r in by_session(t).values() for g in np.diff(t.arrival_s[r])}
+        for t in (trace, late)
+    ]
+    assert gaps == [{2.0}, {9.0}]
+
+
+def test_even_draws_give_each_part_of_their_law_in_turn():
+    draws = Draws(Uniform(0.0, 1.0), np.random.Generator(np.random.PCG64(1)), even=8)
+    values = [[draws() for _ in range(8)] for _ in range(600)]
+    assert all(sorted(int(8 * v) for v in part) == list(range(8)) for part in values)
+    assert len({tuple(int(8 * v) for v in part) for part in values}) > 500
+
+
 def test_users_are_never_more_than_their_number_and_think_between_requests():
     lengths = {"kind": "independent", "input": {"kind": "uniform", "low": 1, "high": 9}, "output": 3}
     service = {"base_s": 2, "per_output_token_s": 0}
@@ -211,6 +257,10 @@ def test_wrong_sessions_are_refused(change, message):
         ({"break_chance": -0.1}, "break_chance: got -0.1"),
         ({"service": {"base": 1}}, "service: unknown key 'base'"),
         ({"sessions": 0}, "sessions: got 0"),
+        ({"candidates": 0}, "candidates: got 0"),
+        ({"early_chance": 1.5}, "early_chance[0]: got 1.5"),
+        ({"correlation": [[1.0]]}, "correlation: got [[1.0]]"),
+        ({"correlation": np.ones((5, 5)).tolist()}, "positive definite"),
         ({"max_session_s": 0}, "max_session_s: got 0"),
     ],
 )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from math import erfc, sqrt
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError, nearest
 from ..trace import Trace
+from .agent_plans import OWN, SCORES, Planner
 from .arrivals import ARRIVALS
 from .conversations import BlockIds, Draws, Systems, Turn, conversations
-from .laws import NORMAL, Law, Uniform, law, whole_number
+from .laws import Uniform, law
 from .lengths import LENGTHS
 from .registry import build_fields, fraction, number
 from .steps import StepChance, StepLaw
@@ -91,9 +92,6 @@ class _User:
         return self.spec.service(turn.output_tokens) + think_s, later
 
 
-_OWN = ("growth", "outputs", "think_s")  # what a session may have its own bent for
-
-
 @WORKLOADS.add("agents")
 @dataclass(frozen=True, slots=True)
 class Agents:
@@ -102,11 +100,16 @@ class Agents:
     Laws (tokens, seconds): `first_input`; `growth` of the prompt from turn to turn (answer, tool result, new question),
     one law or steps of [upper bound of the last prompt, law]; `outputs`; `think_s` between an answer and the next prompt.
     `session_frac`: share of the variance of normal scores of growth, outputs and think_s that is the session's own
-    (a Gaussian copula: laws stay as they are). A prompt keeps all whole blocks of the last one, but for:
+    (a Gaussian copula: laws stay as they are); `correlation`: how the scores of a session's turns, first_input, growth,
+    outputs and think_s hang together (a matrix in this order; None: not at all). A prompt keeps all whole blocks of the last one, but for:
     with chance `break_chance` only `break_kept_blocks` (a law); with chance `compact_chance` by length of the last
     prompt, or where it would exceed `max_input_tokens`, the context is cut to a share `compact_frac` of its length
     (a law) and keeps `break_kept_blocks`.
+    With chance `early_chance` by think time a prompt's timestamp is `early_gap_s` (laws by think time) after that of the
+    prompt before: in logs, agents ask on before the last answer and pause are through.
     A session also ends before a turn later than `max_session_s` seconds after its first (None: no such limit).
+    `inputs`: law of all prompts; where given, each session is the best of `candidates` drawn, see `Balance`; then
+    `session_s`, the law of seconds from first to last prompt, may be given too.
     `sessions`: how many start in all (None: endless). `restart_s`: pause after which the same user starts another
     session (None: no one does). `systems`: as in `Sessions`; `warmup_s` too.
     """
@@ -118,11 +121,17 @@ class Agents:
     outputs: Any
     think_s: Any
     session_frac: Any = None
+    inputs: Any = None
+    session_s: Any = None
+    candidates: int = 48
+    correlation: Any = None
     break_chance: float = 0.0
     break_kept_blocks: Any = 0
     compact_chance: Any = 0.0
     compact_frac: Any = 0.5
     max_input_tokens: int = 200_000
+    early_chance: Any = 0.0
+    early_gap_s: Any = 0.0
     max_session_s: float | None = None
     sessions: int | None = None
     restart_s: Any = None
@@ -135,22 +144,24 @@ class Agents:
         if isinstance(self.arrivals, dict):
             object.__setattr__(self, "arrivals", ARRIVALS.build(self.arrivals, "arrivals"))
         laws = ["turns", "first_input", "outputs", "think_s", "break_kept_blocks", "compact_frac"]
-        for name in laws + (["restart_s"] if self.restart_s is not None else []):
+        laws += [name for name in ("restart_s", "inputs", "session_s") if getattr(self, name) is not None]
+        for name in laws:
             if not hasattr(getattr(self, name), "ppf"):
                 object.__setattr__(self, name, law(getattr(self, name), name))
-        if not isinstance(self.growth, StepLaw):
-            object.__setattr__(self, "growth", StepLaw.parse(self.growth, "growth"))
-        if not isinstance(self.compact_chance, StepChance):
-            object.__setattr__(
-                self, "compact_chance", StepChance.parse(self.compact_chance, "compact_chance")
-            )
+        for name in ("growth", "early_gap_s"):
+            if not isinstance(getattr(self, name), StepLaw):
+                object.__setattr__(self, name, StepLaw.parse(getattr(self, name), name))
+        for name in ("compact_chance", "early_chance"):
+            if not isinstance(getattr(self, name), StepChance):
+                object.__setattr__(self, name, StepChance.parse(getattr(self, name), name))
         object.__setattr__(self, "service", service(self.service))
-        shares = dict.fromkeys(_OWN, 0.0) | dict(self.session_frac or {})
+        shares = dict.fromkeys(OWN, 0.0) | dict(self.session_frac or {})
         for name, value in shares.items():
-            if name not in _OWN:
-                raise ConfigError(f"session_frac: unknown key {name!r}{nearest(name, _OWN)}")
+            if name not in OWN:
+                raise ConfigError(f"session_frac: unknown key {name!r}{nearest(name, OWN)}")
             fraction(f"session_frac.{name}", value)
         object.__setattr__(self, "session_frac", shares)
+        object.__setattr__(self, "correlation", correlation_matrix(self.correlation))
         if self.sessions is not None:
             number("sessions", self.sessions, low=1)
         if self.max_session_s is not None:
@@ -160,6 +171,8 @@ class Agents:
             object.__setattr__(self, "systems", Systems.parse(self.systems))
         number("block_size", self.block_size, low=1)
         number("warmup_s", self.warmup_s, low=0)
+        if not isinstance(self.candidates, int) or self.candidates < 1:
+            raise ConfigError(f"candidates: got {self.candidates!r}, expected an integer >= 1")
         number("max_input_tokens", self.max_input_tokens, low=1)
 
     def scaled(self, rate_scale: float) -> Agents:
@@ -174,53 +187,28 @@ class Agents:
         return conversations(self.arrivals, script, ids, starts, self.warmup_s, most=self.sessions)
 
 
-@dataclass(slots=True)
-class _Life:
-    """What an agent's session remembers: turns still to come and its own normal scores."""
-
-    left: int
-    scores: dict[str, float]
-    age_s: float = 0.0
-
-
 class _Agent:
     """The script of `Agents`."""
 
     def __init__(self, spec: Agents, streams: Streams) -> None:
-        self.spec = spec
+        self.spec, self.plan = spec, Planner(spec, streams)
         self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
-        plain = ("turns", "first_input", "break_kept_blocks", "compact_frac")
-        self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in plain}
-        self.normal = {name: Draws(NORMAL, streams(name)) for name in _OWN}
-        self.own = Draws(NORMAL, streams("session"))
         self.pause = None if spec.restart_s is None else Draws(spec.restart_s, streams("restart_s"))
 
     def first(self, time_s: float) -> Turn:
         """The first prompt of a session."""
-        spec = self.spec
-        life = _Life(whole_number(self.draw["turns"]()) - 1, {name: self.own() for name in self.normal})
-        tokens = min(whole_number(self.draw["first_input"]()), spec.max_input_tokens)
-        system, kept = spec.systems.pick(self.chance())
-        output = whole_number(self._value("outputs", spec.outputs, life))
-        return Turn(tokens, output, kept_blocks=kept, system=system, script=life)
+        plan = self.plan()
+        system, kept = self.spec.systems.pick(self.chance())
+        return Turn(plan.tokens[0], plan.outputs[0], kept_blocks=kept, system=system, script=plan)
 
     def following(self, turn: Turn) -> tuple[float, Turn] | None:
         """The next prompt of the session, or the user's next session."""
-        spec, life = self.spec, turn.script
-        served_s = spec.service(turn.output_tokens)
-        if life.left == 0:
-            return self._over(served_s)
-        life.left -= 1
-        think_s = round(self._value("think_s", spec.think_s, life), 3)
-        life.age_s += served_s + think_s
-        if spec.max_session_s is not None and life.age_s > spec.max_session_s:
-            return self._over(served_s)
-        growth = self._value("growth", spec.growth(turn.input_tokens), life)
-        tokens, kept = self._grown(turn, growth)
-        later = Turn(tokens, whole_number(self._value("outputs", spec.outputs, life)), number=turn.number + 1)
-        later.kept_blocks, later.script = min(kept, tokens // spec.block_size), life
-        later.delay_s = think_s
-        return served_s + think_s, later
+        plan, k = turn.script, turn.number + 1
+        if k == len(plan.tokens):
+            return self._over(self.spec.service(turn.output_tokens))
+        later = Turn(plan.tokens[k], plan.outputs[k], plan.kept_blocks[k], number=k, script=plan)
+        later.delay_s = plan.think_s[k]
+        return plan.gap_s[k], later
 
     def _over(self, served_s: float) -> tuple[float, Turn] | None:
         """The same user's next session, if users come back."""
@@ -230,20 +218,19 @@ class _Agent:
         later.delay_s = round(self.pause(), 3)
         return served_s + later.delay_s, later
 
-    def _grown(self, turn: Turn, growth: float) -> tuple[int, int]:
-        """Length and kept blocks of the prompt after `turn`."""
-        spec = self.spec
-        tokens, kept = whole_number(turn.input_tokens + growth), turn.input_tokens // spec.block_size
-        broken, compact = self.chance() < spec.break_chance, self.chance()
-        if tokens > spec.max_input_tokens or compact < spec.compact_chance(turn.input_tokens):
-            tokens = min(whole_number(turn.input_tokens * self.draw["compact_frac"]()), spec.max_input_tokens)
-            broken = True
-        return tokens, min(kept, whole_number(self.draw["break_kept_blocks"](), low=0)) if broken else kept
 
-    def _value(self, name: str, marginal: Law, life: _Life) -> float:
-        share = self.spec.session_frac[name]
-        score = sqrt(share) * life.scores[name] + sqrt(1.0 - share) * self.normal[name]()
-        return float(marginal.ppf(np.array([0.5 * erfc(-score / sqrt(2.0))]))[0])
+def correlation_matrix(rows: Any) -> NDArray[np.float64]:
+    """`rows` as a matrix of the normal scores `SCORES`; None: they are independent."""
+    if rows is None:
+        return np.eye(len(SCORES))
+    matrix = np.array(rows, dtype=np.float64)
+    good = matrix.shape == (len(SCORES),) * 2 and np.all(np.diag(matrix) == 1)
+    if not good or not np.array_equal(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] <= 0:
+        raise ConfigError(
+            f"correlation: got {str(rows)[:60]}, expected a symmetric positive definite matrix of {', '.join(SCORES)} "
+            "with ones on its diagonal"
+        )
+    return matrix
 
 
 def service(spec: Any) -> Service:

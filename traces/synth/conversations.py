@@ -90,19 +90,27 @@ class Script(Protocol):
 
 
 class Draws:
-    """Values of a law, one at a time, from a stream of its own."""
+    """Values of a law, one at a time, from a stream of its own.
 
-    def __init__(self, law: Law, random: np.random.Generator) -> None:
-        self._values = self._endless(law, random)
+    `even`: of each `even` values in a row, every `even`-th part of the law gives one (stratified sampling), so that short
+    traces have the law's quantiles too; 1: independent values.
+    """
+
+    def __init__(self, law: Law, random: np.random.Generator, even: int = 1) -> None:
+        self._values = self._endless(law, random, even)
 
     def __call__(self) -> float:
         """The next value."""
         return next(self._values)
 
     @staticmethod
-    def _endless(law: Law, random: np.random.Generator) -> Iterator[float]:
+    def _endless(law: Law, random: np.random.Generator, even: int) -> Iterator[float]:
         while True:
-            yield from law.ppf(random.random(_ROWS)).tolist()
+            u = random.random(_ROWS)
+            if even > 1:
+                order = np.argsort(random.random((_ROWS // even, even)), axis=1, kind="stable").ravel()
+                u = (order + u[: order.size]) / even
+            yield from law.ppf(u).tolist()
 
 
 class BlockIds:

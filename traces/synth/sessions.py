@@ -21,6 +21,7 @@ from .workloads import WORKLOADS
 Streams = Callable[..., np.random.Generator]
 
 
+EVEN = 64  # draws in a row that are spread evenly over their law
 _LAWS = ("outputs", "later_outputs", "gap_s", "append_delta", "branch_ratio", "branch_kept_frac")
 
 
@@ -97,8 +98,8 @@ class _Chat:
     def __init__(self, spec: Sessions, streams: Streams) -> None:
         self.spec = spec
         self.chance = Draws(Uniform(0.0, 1.0), streams("chance"))
-        self.draw = {name: Draws(getattr(spec, name), streams(name)) for name in _LAWS}
-        self.first_u = Draws(Uniform(0.0, 1.0), streams("first_input"))
+        self.draw = {name: Draws(getattr(spec, name), streams(name), EVEN) for name in _LAWS}
+        self.first_u = Draws(Uniform(0.0, 1.0), streams("first_input"), EVEN)
 
     def first(self, time_s: float) -> Turn:
         """A first prompt behind its system prompt."""

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .laws import Law, law
 from .registry import ascending, fraction
 
@@ -30,6 +32,10 @@ class StepChance:
         """The probability at `at`."""
         return self.values[bisect_right(self.bounds, at)]
 
+    def at(self, where: Any) -> Any:
+        """The probabilities at each of `where`."""
+        return np.array(self.values)[np.searchsorted(self.bounds, where, side="right")]
+
 
 @dataclass(frozen=True, slots=True)
 class StepLaw:
@@ -49,3 +55,12 @@ class StepLaw:
     def __call__(self, at: float) -> Law:
         """The law at `at`."""
         return self.laws[bisect_right(self.bounds, at)]
+
+    def steps(self, at: Any) -> Any:
+        """Numbers of the laws that rule at each of `at`."""
+        return np.searchsorted(self.bounds, at, side="right")
+
+    def ppf(self, at: Any, u: Any) -> Any:
+        """Quantiles at `u`, each of the law that rules at its `at` (of the same shape)."""
+        each = np.array([one.ppf(u) for one in self.laws])
+        return np.take_along_axis(each, self.steps(at)[None], axis=0)[0]
