@@ -93,8 +93,16 @@ def fit_constants(
 def best_fit(
     predict: Predict, seconds: Array, starts: tuple[Mapping[str, float], ...], fixed: Mapping[str, float]
 ) -> Fit:
-    """The fit of least loss over several first guesses; see `fit_constants`."""
-    return min((fit_constants(predict, seconds, start, fixed) for start in starts), key=lambda fit: fit.loss)
+    """The fit of least loss over several first guesses; see `fit_constants`. One that converges is enough."""
+    fits, failed = [], CalibrationError("got no first guess, expected one or more")
+    for start in starts:
+        try:
+            fits.append(fit_constants(predict, seconds, start, fixed))
+        except CalibrationError as error:
+            failed = error
+    if not fits:
+        raise failed
+    return min(fits, key=lambda fit: fit.loss)
 
 
 BOOTSTRAP_DRAWS = 24
