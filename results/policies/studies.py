@@ -195,7 +195,7 @@ def makespan(trace: Trace, **settings: Any) -> float:
 
 def queue_orders() -> tuple[pd.DataFrame, Any]:
     """Shortest first helps the mean and hurts the tail."""
-    load = sample("longchat", 0.8)
+    load = sample("longchat", 1.2)
     policies = (
         "chunked",
         "sjf",
