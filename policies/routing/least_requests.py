@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 class LeastRequestsPolicy(LeastOf):
-    """Fewest outstanding requests. Queueing theory calls it join-the-shortest-queue (the queue counts those in service);
-    load balancers call it least connections."""
+    """Fewest outstanding requests, those in service too.
+
+    Queueing theory calls it join-the-shortest-queue; load balancers call it least connections.
+    """
 
     def choose(self, request: Sequence, replicas: list[Any]) -> int:
         """The least loaded replica."""
