@@ -11,7 +11,7 @@ from .continuous import admit_whole
 
 
 class StaticPolicy(BatchBase):
-    """A batch forms from what waits when the engine is free and nobody joins once it decodes.
+    """A batch forms from what waits when the engine is free, with KV for the longest outputs; nobody joins once it decodes.
 
     Prompts of a step are padded to its longest, rows that have finished are computed on until the whole batch is done,
     and KV is reserved for prompt + max_output_tokens. Tokens still stream to their clients as they are made. As

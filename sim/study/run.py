@@ -53,9 +53,15 @@ def simulate_resolved(
 def _passed_over(trace: Trace, config: RunConfig) -> tuple[str, ...]:
     """What the trace says and the run does not heed."""
     adapters = trace.columns.get("adapter")
-    if config.enable_lora or adapters is None or all(a is None for a in adapters):
-        return ()
-    return ("the trace names LoRA adapters, which are served as the base model: --enable-lora loads them",)
+    named = adapters is not None and any(a is not None for a in adapters)
+    if config.enable_lora:
+        return () if named else ("--enable-lora: no request of the trace names an adapter",)
+    plain = RunConfig()
+    slots = (config.max_loras, config.max_lora_rank) != (plain.max_loras, plain.max_lora_rank)
+    told = ("the trace names LoRA adapters, which are served as the base model: --enable-lora loads them",)
+    return (told if named else ()) + (
+        ("--max-loras, --max-lora-rank: nothing without --enable-lora",) if slots else ()
+    )
 
 
 def configured(config: RunConfig | None, settings: dict[str, Any]) -> RunConfig:

@@ -228,3 +228,14 @@ def test_bounds_of_a_plan_need_no_adapters():
         for on in (False, True)
     ]
     assert rates[1] == pytest.approx(rates[0], rel=1e-6)
+
+
+def test_flags_without_an_effect_are_told(tmp_path):
+    from stepline.traces.trace import Trace
+
+    plain = Trace(np.array([0.0, 1.0]), np.array([10, 10]), np.array([2, 2]), source="made")
+    assert any(
+        "no request of the trace names an adapter" in w for w in simulate(plain, enable_lora=True).warnings
+    )
+    assert any("nothing without --enable-lora" in w for w in simulate(plain, max_lora_rank=8).warnings)
+    assert not any("lora" in w for w in simulate(plain).warnings)

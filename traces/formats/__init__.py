@@ -72,7 +72,7 @@ def detect(source: Source) -> Format:
         raise TraceError(f"{source.name}:{sample.line}: not valid JSON: {sample.problem}")
     got = sample.first[:60].decode("utf-8", "replace")
     raise TraceError(
-        f"{source.name}:{sample.line}: no known trace format: got {got!r}, expected for example a JSON object with "
-        f"timestamp, input_length, output_length; --trace-format names a format "
+        f"{source.name}:{sample.line}: no known trace format: got {got!r}, expected for example a JSON object a line "
+        f"(no array around them) with timestamp, input_length, output_length; --trace-format names a format "
         f"(known: {', '.join(f.name for f in formats())})"
     )
