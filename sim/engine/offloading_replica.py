@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .clock import wake_at
 from .fetcher import Fetcher
 from .replica import Replica
 from .sequence import DONE, WAITING, Sequence
@@ -68,8 +69,7 @@ class OffloadingReplica(Replica):
             return
         self.waiting.remove(seq)
         fetch = self.fetcher.loading[seq]
-        timeout = self.env.timeout(fetch.ready_s - self.env.now)
-        timeout.callbacks.append(partial(self._on_loaded, seq, fetch))
+        wake_at(self.env, fetch.ready_s, partial(self._on_loaded, seq, fetch))
         self.horizon_s = min(self.horizon_s, fetch.ready_s)
 
     def _leap_limit(self, plan: Plan) -> int:

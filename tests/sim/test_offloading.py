@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepline.policies.eviction.lru import LruPolicy
 from stepline.policies.routing.round_robin import RoundRobinPolicy
+from stepline.sim import simulate as run_study
 from stepline.sim.cluster.offloading import COPY_LATENCY_S, SSDS, Offloading
 from stepline.sim.engine.channel import Channel
 from stepline.sim.engine.segment import Segment
@@ -146,6 +147,39 @@ def test_a_client_that_gives_up_while_its_blocks_come_leaves_nothing_behind():
 
 
 # -- laws -----------------------------------------------------------------------------------------------------------
+
+STEPPING = """
+from stepline.policies.batching.chunked import ChunkedPolicy
+
+class Stepping(ChunkedPolicy):
+    def plan(self, view):
+        plan = super().plan(view)
+        plan.ask_every_step = True
+        return plan
+"""
+
+
+@pytest.mark.parametrize("write", ["write-through", "on-evict"])
+def test_priced_on_the_roofline_leaps_with_tiers_are_steps(write, tmp_path):
+    """The cost model whose leaps are lines, so that they may be taken in one loop (`Replica._glide`)."""
+    (tmp_path / "stepping.py").write_text(STEPPING)
+    rows = [(0.3 * i, 640, 60 + 7 * (i % 9)) for i in range(60)]
+    requests = trace(rows, [[100 * (i % 12) + b for b in range(10)] for i in range(60)], 64)
+    leaping, stepping = (
+        run_study(
+            requests,
+            policy=policy,
+            num_gpu_blocks_override=400,
+            kv_offloading_size=1.0,
+            kv_offloading_backend=f"native:write={write}",
+        )
+        for policy in ("chunked", f"{tmp_path / 'stepping.py'}:Stepping")
+    )
+    assert leaping.kv["loads"] > 0
+    for column in ("scheduled_s", "first_token_s", "finish_s"):
+        np.testing.assert_allclose(
+            by_index(leaping)[column].to_numpy(float), by_index(stepping)[column].to_numpy(float), rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("write", ["write-through", "on-evict"])
