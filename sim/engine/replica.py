@@ -11,8 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Indexable
-from heapq import heappop
-from math import inf, sqrt
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stepline.traces.errors import InvariantError, PolicyError
@@ -21,6 +20,7 @@ from ..cost.work import StepWork
 from .capped_decode_set import windowed_pairs
 from .clock import Environment, Event, StepEnd
 from .contracts import Plan
+from .lane import DECODE_ALL, UNDERWAY, glide, new_tuple, steps_by
 from .request_log import REJECTED, TIMED_OUT
 from .seats import Limits, OnDone, Seats
 from .sequence import DONE, Sequence
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 ROUNDS = range(64)
 """Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
-new_tuple = tuple.__new__  # makes a named tuple in a third of the time
-DECODE_ALL = Plan([])
-"""Everybody decodes: the plan of any policy while nobody waits."""
 
 
 class Replica:
@@ -62,7 +59,7 @@ class Replica:
     __slots__ = (
         "adapters", "admission", "arrivals", "ask", "coming", "coming_s", "compression", "context", "cost", "decode", "delta_s",
         "depth", "end_s", "env", "event", "fed", "first_s", "gap_log", "generated_s", "glides", "horizon_s", "idle", "inbox",
-        "index", "kv", "limits", "lines", "link", "max_tokens", "mixed", "n_steps", "no_growth", "now_s", "on_done", "paged",
+        "index", "kv", "limits", "lines", "link", "max_tokens", "mixed", "mixes", "n_steps", "no_growth", "now_s", "on_done", "paged",
         "plan", "policy", "preemption", "prefilling", "rows", "running", "seats", "spare_blocks", "start_s",
         "step_log", "steps", "view", "waiting", "windowed", "work",
     )  # fmt: skip  # 30 attributes is what the interpreter keeps a fast layout for without slots
@@ -131,6 +128,7 @@ class Replica:
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
+        self.mixes = self.glides and self.paged and compression is None and not seats.life_log.with_chunks
         self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -247,7 +245,7 @@ class Replica:
         """Steps of the leap in progress that have ended by now."""
         if self.mixed or self.n_steps < 2:
             return 0
-        return _steps_by(self.first_s, self.delta_s, self.env.now - self.start_s) - 1
+        return steps_by(self.first_s, self.delta_s, self.env.now - self.start_s) - 1
 
     def true_output_tokens(self, seq: Sequence) -> int:
         """The oracle's answer; refused to a policy that does not say it is one."""
@@ -285,21 +283,27 @@ class Replica:
 
     def _begin(self) -> bool:
         """Plan and start the next step; False if there is nothing to do."""
-        if self.decode.n and not self.waiting and not self.prefilling and not self.plan.ask_every_step:
-            if self.glides and self.link is None and self._glide():
-                return True
-            if self.decode.n and not self.waiting and (limit := self._leap_limit(DECODE_ALL)):
-                self._start_leap(DECODE_ALL, limit)  # KV suffices: all decode, no policy need be asked
-                return True
-        if self.kv.evictable and self.paged and self.waiting and self.decode.n:
-            self.kv.vacate(self.decode.blocks_in(1))
-        plan = self.ask(self.view)
+        plan = None
+        if not self.plan.ask_every_step:
+            if self.glides and self.link is None:
+                plan = glide(self)
+                if plan is UNDERWAY:
+                    return True
+            if plan is None and self.decode.n and not self.waiting and not self.prefilling:
+                limit = self._leap_limit(DECODE_ALL)
+                if limit:  # KV suffices: all decode, no policy need be asked
+                    self._start_leap(DECODE_ALL, limit)
+                    return True
+        if plan is None:
+            if self.kv.evictable and self.paged and self.waiting and self.decode.n:
+                self.kv.vacate(self.decode.blocks_in(1))
+            plan = self.ask(self.view)
         if plan.chunks and not plan.preempt:
             self._start_mixed(plan)
             return True
         if self._is_empty(plan):
             self.seats.release_leaving()
-            self._absorb(self.now_s)
+            self.absorb(self.now_s)
             plan = self.ask(self.view)
             if self._is_empty(plan):
                 self._go_idle()
@@ -324,7 +328,7 @@ class Replica:
 
     # -- arrivals ---------------------------------------------------------------------------------------------------
 
-    def _absorb(self, until_s: float) -> None:
+    def absorb(self, until_s: float) -> None:
         """Hear of what has arrived until then."""
         inbox = self.inbox
         while inbox and inbox[0][0] <= until_s:
@@ -364,7 +368,7 @@ class Replica:
 
     def _wake(self, _: Event) -> None:
         self.now_s = self.coming_s
-        self._absorb(self.now_s)
+        self.absorb(self.now_s)
         if not self.waiting:
             self._sleep()
             return
@@ -372,79 +376,19 @@ class Replica:
         if self._begin():
             self._wait()
 
-    # -- nothing but decodes ----------------------------------------------------------------------------------------
+    # -- start of a step --------------------------------------------------------------------------------------------
 
-    def _glide(self) -> bool:
-        """Take leap after leap while nobody waits and no prompt is unfinished: all decode, and no policy need be asked.
-
-        What `_start_leap` and `_end_leap` do, in one place for the case in which a run spends its life: one attention
-        window priced by lines, every KV growing. True: a leap is in progress that outlasts the simulation's next event.
-        False: all of them are over, and the next step is of another kind.
-        """
-        decode, kv, seats = self.decode, self.kv, self.seats
-        waiting, heap, rows, lines = self.waiting, decode.heap, self.rows, self.lines
-        size, spare, index = kv.block_size, self.spare_blocks, self.index
-        while decode.n and not waiting and not self.inbox:
-            n, counter, start = decode.n, decode.counter, self.now_s
-            while heap[0][3].epoch != heap[0][2]:
-                heappop(heap)
-            limit = heap[0][0] - counter
-            free = kv.free + kv.evictable - spare
-            if decode.n_growing * (limit // size + 1) > free:
-                limit = decode.steps_within(free, limit)
-                if not limit:
-                    return False
-            context = decode.offsets + n * (counter + 1)
-            ends, pieces = lines[n]
-            piece = bisect_left(ends, context) if context > ends[0] else 0
-            fixed, slope = pieces[piece]
-            if context + n * (limit - 1) > ends[piece]:
-                limit = int((ends[piece] - context) // n) + 1
-            first, delta = fixed + slope * context - self.generated_s * decode.inputs, slope * n
-            end = start + limit * first + delta * (limit * (limit - 1) // 2)
-            if self.coming_s < end:
-                heard = self._steps_heard(first, delta)
-                if heard < limit:
-                    limit = heard
-                    end = start + limit * first + delta * (limit * (limit - 1) // 2)
-            if not start < end < inf or end >= self.horizon_s:
-                self._set_leap(context, first, delta, limit, end)
-                return True
-            if seats.leaving:
-                seats.release_leaving()
-            live = decode.n_live
-            if decode.emit_s != start or decode.late:
-                self.start_s, self.first_s, self.delta_s, self.n_steps = start, first, delta, limit
-                live = self._log_gaps()
-            opened = decode.blocks_in(limit)
-            if opened:
-                kv.take(opened)
-            self.steps += limit
-            rows += pack_row(
-                index, start, limit, first, delta, n, live, 0, kv.free + kv.evictable, 0, 0, 0, 0, n,
-                context - decode.inputs, context,
-            )  # fmt: skip
-            self.now_s = end
-            decode.counter = counter + limit
-            decode.emit_s = end
-            if heap[0][0] <= counter + limit:
-                seats.finish(end)
-            if self.coming_s <= end or self.inbox:
-                last = limit - 1
-                self._absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else end)
-        return False
-
-    def _set_leap(self, context: int, first_s: float, delta_s: float, n_steps: int, end_s: float) -> None:
-        """A leap of everybody begins, and will be waited for."""
-        self.plan, self.mixed, self.context = DECODE_ALL, False, context
+    def set_out(
+        self, plan: Plan, first_s: float, delta_s: float, n_steps: int, end_s: float, *, mixed: bool
+    ) -> None:
+        """A step or leap begins now, and will be waited for."""
+        self.plan, self.mixed = plan, mixed
         self.first_s, self.delta_s, self.n_steps = first_s, delta_s, n_steps
         self.start_s, self.end_s = self.now_s, end_s
         if not self.now_s < end_s < inf:
             self._fail_step()
         if self.seats.leaving:
             self.seats.release_leaving()
-
-    # -- start of a step --------------------------------------------------------------------------------------------
 
     def _start(self, plan: Plan) -> bool:
         for seq in plan.preempt:
@@ -455,7 +399,7 @@ class Replica:
         if not self.decode.n:
             # everybody has given way: plan anew, with nothing in flight and what that freed
             self.seats.release_leaving()
-            self._absorb(self.now_s)
+            self.absorb(self.now_s)
             return self._begin()
         limit = self._leap_limit(plan) or int(self.decode.blocks_in(1) <= self.kv.available)
         if not limit:
@@ -486,8 +430,6 @@ class Replica:
 
     def _start_leap(self, plan: Plan, limit: int) -> None:
         decode, start = self.decode, self.now_s
-        self.plan = plan
-        self.mixed = False
         if self.lines is not None:
             n = decode.n
             self.context = context = decode.offsets + n * (decode.counter + 1)
@@ -507,17 +449,12 @@ class Replica:
             if heard < limit:
                 limit = heard
                 end = start + limit * first + delta * (limit * (limit - 1) // 2)
-        self.first_s, self.delta_s, self.n_steps = first, delta, limit
-        self.start_s, self.end_s = start, end
-        if not start < end < inf:
-            self._fail_step()
-        if self.seats.leaving:
-            self.seats.release_leaving()
+        self.set_out(plan, first, delta, limit, end, mixed=False)
 
     def _steps_heard(self, first_s: float, delta_s: float) -> int:
         """Steps until the plan that sees the coming arrival of the feed (depth 1: one step later)."""
         after_s = self.coming_s - self.now_s
-        return _steps_by(first_s, delta_s, after_s) + self.depth if after_s > 0.0 else 1
+        return steps_by(first_s, delta_s, after_s) + self.depth if after_s > 0.0 else 1
 
     def _leap(self, limit: int) -> tuple[float, float, int]:
         """The next steps' durations from a cost model without lines."""
@@ -554,8 +491,6 @@ class Replica:
         if total + n > self.limits.max_num_batched_tokens:
             self._check_budget(chunks, n)
         plan.chunks = chunks
-        self.plan = plan
-        self.mixed = True
         if n:
             contexts, generated = decode.context_tokens(), decode.generated_tokens()
         else:
@@ -568,13 +503,7 @@ class Replica:
             first = self.link.stretch(first)
         if self.adapters is not None and self.adapters.due:
             first = self.adapters.stretch(first)
-        self.first_s, self.delta_s, self.n_steps = first, 0.0, 1
-        self.start_s = now
-        self.end_s = end_s = now + first
-        if not now < end_s < inf:
-            self._fail_step()
-        if seats.leaving:
-            seats.release_leaving()
+        self.set_out(plan, first, 0.0, 1, now + first, mixed=True)
 
     def _check_budget(self, chunks: list[tuple[Sequence, int]], n_decode: int) -> None:
         """Raise unless the real tokens (padding is the policy's own loss) are within the budget, or a prompt is alone."""
@@ -593,7 +522,7 @@ class Replica:
         self.now_s = now = self.end_s
         n, live = decode.n, decode.n_live
         if decode.emit_s != start or decode.late:
-            live = self._log_gaps()
+            live = self.log_gaps()
         opened = decode.blocks_in(n_steps)
         if opened:
             kv.take(opened)
@@ -608,7 +537,7 @@ class Replica:
             self.seats.finish(now)
         if self.coming_s <= now or self.inbox:
             last = n_steps - 1  # depth 1: the plan now due was made when the last step began
-            self._absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else now)
+            self.absorb(start + last * first + delta * (last * (last - 1) // 2) if self.depth else now)
 
     def _end_mixed(self) -> None:
         decode, kv, seats, start = self.decode, self.kv, self.seats, self.start_s
@@ -618,7 +547,7 @@ class Replica:
         if n:
             live = decode.n_live
             if decode.emit_s != start or decode.late:
-                live = self._log_gaps()
+                live = self.log_gaps()
         self.steps += 1
         self.rows += pack_row(
             self.index, start, 1, self.first_s, 0.0, n, live, len(self.waiting), kv.free + kv.evictable,
@@ -639,9 +568,9 @@ class Replica:
         if seats.pads:
             seats.end_batch()
         if self.coming_s <= now or self.inbox:
-            self._absorb(start if self.depth else now)
+            self.absorb(start if self.depth else now)
 
-    def _log_gaps(self) -> int:
+    def log_gaps(self) -> int:
         """Log the gaps of a step some of whose sequences emitted last at another time than its start.
 
         A leap's later gaps are its step durations for everybody, so they are logged with the first ones here.
@@ -674,26 +603,11 @@ class Replica:
     def _cut_leap(self) -> None:
         """End the leap at the border of the step in progress (depth 1: one step later, it is planned already)."""
         first, delta = self.first_s, self.delta_s
-        n = _steps_by(first, delta, self.env.now - self.start_s) + self.depth
+        n = steps_by(first, delta, self.env.now - self.start_s) + self.depth
         if n < self.n_steps:
             self.n_steps = n
             self.end_s = self.start_s + n * first + delta * (n * (n - 1) // 2)
             self._wait()
-
-
-def _steps_by(first_s: float, delta_s: float, elapsed_s: float) -> int:
-    """The least n >= 1 such that n steps of a progression last at least `elapsed_s`."""
-    if delta_s > 0.0:
-        b = first_s - delta_s / 2
-        n = int((sqrt(b * b + 2 * delta_s * elapsed_s) - b) / delta_s) + 1
-    else:
-        n = int(elapsed_s / first_s) + 1
-    m = n - 1
-    while m and m * first_s + delta_s * (m * (m - 1) // 2) >= elapsed_s:
-        n, m = m, m - 1
-    while n * first_s + delta_s * (n * (n - 1) // 2) < elapsed_s:
-        n += 1
-    return n
 
 
 def _windowed(chunks: list[tuple[Sequence, int]], window: int) -> tuple[int, int]:

@@ -225,6 +225,10 @@ class Seats:
         del self.prefilling[seq]
         if self.grows:
             seq.reserved_blocks = 0
+        self.first_token(seq, now_s, start_s, rows)
+
+    def first_token(self, seq: Sequence, now_s: float, start_s: float, rows: int) -> None:
+        """`emit_first` for a sequence that is not among `prefilling` and has nothing reserved."""
         if seq.first_token_s is None:
             seq.first_token_s = now_s + self.output_delay_s + self.output_per_seq_s * rows
         else:
