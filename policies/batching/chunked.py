@@ -68,7 +68,10 @@ class ChunkedPolicy(BatchBase):
             tokens = seq.prompt_tokens
             if seq.hash_ids is not None:
                 tokens -= view.cached_tokens(seq)
-            tokens = min(tokens, budget, cap)
+            if tokens > budget:
+                tokens = budget
+            if tokens > cap:
+                tokens = cap
             need = view.blocks_needed(seq, tokens)
             if need > free:
                 return True

@@ -66,6 +66,16 @@ class SequenceFactory:
             seq.hash_ids, seq.hash_ends = self._hashes(index)
         return seq
 
+    def arrivals(self, rows: list[int], sent_s: list[float], due_s: list[float]) -> Iterator[Sequence]:
+        """`make` of one row after the other."""
+        if self.labels or self.hashed or self.limits is not None:
+            yield from map(self.make, rows, sent_s, due_s)
+            return
+        inputs, most = self.inputs, self.max_model_len
+        for index, sent, due in zip(rows, sent_s, due_s, strict=True):
+            tokens = inputs[index]
+            yield Sequence(index, sent, due, tokens, most - tokens)
+
     def _hashes(self, index: int) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
         trace = self.trace
         ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
@@ -157,10 +167,8 @@ class Clients:
 
     def arrivals(self) -> Iterator[Sequence]:
         """All requests of open clients, in order of reaching the engine; instead of `start`."""
-        make = self.factory.make
         while self.chunk_rows:
-            for row, sent_s, due_s in zip(self.chunk_rows, self.chunk_sent, self.chunk_due, strict=True):
-                yield make(row, sent_s, due_s)
+            yield from self.factory.arrivals(self.chunk_rows, self.chunk_sent, self.chunk_due)
             self._load()
 
     def start(self) -> None:

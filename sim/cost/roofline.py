@@ -132,7 +132,7 @@ class RooflineCostModel:
         self._joined = engine.varlen_attention
         self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
         self._lines = DecodeLines(self._decode_lines)
-        self._one_window = self._decode[0].seconds if len(self._decode) == 1 else None
+        self._one_window = self._decode[0].segments if len(self._decode) == 1 else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -152,7 +152,11 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        return self._hosted(self._gpu_s(work), work[1], work[4]) + self.generated_s * work[7]
+        gpu = self._gpu_s(work)
+        host = self._host_s + self._host_per_chunk_s * work[1] + self._host_per_seq_s * work[4]
+        if self._overlap:
+            return (host if host > gpu else gpu) + self.generated_s * work[7]
+        return (gpu if gpu > self._launch_s else self._launch_s) + host + self.generated_s * work[7]
 
     def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
         """Seconds of a step with its host time: behind the GPU's, or before it."""
@@ -172,7 +176,10 @@ class RooflineCostModel:
             return self._gpu_s(work)
         if n_decode:
             if self._one_window is not None:
-                total += self._one_window(n_decode, context_tokens[0])
+                context = context_tokens[0]
+                ends, bases, slopes = self._one_window(n_decode)
+                piece = bisect_left(ends, context) if ends else 0
+                total += bases[piece] + slopes[piece] * context
             else:
                 for attention, context in zip(self._decode, context_tokens, strict=True):
                     total += attention.seconds(n_decode, context)

@@ -248,27 +248,29 @@ class DecodeSet:
     def pop_finished(self, *, grows: bool = True, pad: bool = False) -> list[tuple[Sequence, int]]:
         """Let go those that have just emitted their last token, with their KV tokens, in order of arrival."""
         heap, counter = self.heap, self.counter
-        plain = self.plain and grows and not pad and not self.late
-        size, borders = self.block_size, self.borders
         out: list[tuple[Sequence, int]] = []
-        while heap and heap[0][0] <= counter:
+        if pad or self.late or not (grows and self.plain):
+            while heap and heap[0][0] <= counter:
+                _, _, epoch, seq = heappop(heap)
+                if seq.epoch == epoch:
+                    out.append((seq, self.leave(seq, grows=grows, pad=pad)))
+            return out
+        size, borders = self.block_size, self.borders
+        while heap and heap[0][0] <= counter:  # `leave`, without the questions that have been answered
             _, _, epoch, seq = heappop(heap)
-            if seq.epoch != epoch:
-                continue
-            if not plain:
-                out.append((seq, self.leave(seq, grows=grows, pad=pad)))
-                continue
-            offset = seq.decode_offset  # `leave`, without the questions that have been answered
-            self.offsets -= offset
-            self.inputs -= seq.input_tokens
-            at = -offset % size
-            borders[at] -= 1
-            borders[at + size] -= 1
-            self.n_growing -= 1
-            self.n -= 1
-            self.n_live -= 1
-            seq.epoch = epoch + 1
-            out.append((seq, offset + counter))
+            if seq.epoch == epoch:
+                seq.epoch = epoch + 1
+                offset = seq.decode_offset
+                self.offsets -= offset
+                self.inputs -= seq.input_tokens
+                at = -offset % size
+                borders[at] -= 1
+                borders[at + size] -= 1
+                out.append((seq, offset + counter))
+        gone = len(out)
+        self.n_growing -= gone
+        self.n -= gone
+        self.n_live -= gone
         return out
 
     def generated(self, seq: Sequence, output_tokens: int) -> int:

@@ -2,7 +2,7 @@
 
 In it are replicas whose model has one attention window priced by lines, whose KV is paged and grows by every token, and
 whose steps no transfer stretches. Two kinds of step are taken here: everybody decodes (a leap), and everybody decodes
-(or nobody) beside one chunk of one prompt without ids. They do what `Replica._start_leap` and `_end_leap`,
+(or nobody) beside one chunk of one prompt. They do what `Replica._start_leap` and `_end_leap`,
 `_start_mixed` and `_end_mixed` do, with no more than they need. Law, held by tests: with the lane closed, tables are the
 same to the byte.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from heapq import heappop
-from math import inf, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from ..cost.work import StepWork
@@ -58,33 +58,48 @@ def glide(r: Replica) -> Plan | None:
             if not plan.decode:
                 n = 0
             seq, tokens = chunks[0]
-            done = seq.computed_tokens + tokens
-            need = -(-done // size) + -seq.computed_tokens // size
-            if n:
-                need += decode.borders[counter % size]
-            joins = seq.state == WAITING
-            if (
-                not 0 < tokens <= budget - n
-                or need > kv.free + kv.evictable
-                or done > seq.prompt_tokens
-                or seq.hash_ids is not None
-                or seq.swapped_tokens
-            ):
+            opened = decode.borders[counter % size] if n else 0
+            if not 0 < tokens <= budget - n or opened > kv.free + kv.evictable:
                 return plan
-            if joins:
-                if waiting[0] is not seq or len(running) + len(leaving) >= seats.seats:
-                    return plan
-                waiting.popleft()
-                kv.admit(seq)
-                running[seq] = None
-                if seq.scheduled_s is None:
-                    seq.scheduled_s = start
+            joins = False
+            if seq.state == WAITING:
+                if seq.hash_ids is None and not seq.swapped_tokens:
+                    done = tokens
+                    if (
+                        waiting[0] is not seq
+                        or len(running) + len(leaving) >= seats.seats
+                        or done > seq.prompt_tokens
+                        or opened - -done // size > kv.free + kv.evictable
+                    ):
+                        return plan
+                    joins = True
+                    waiting.popleft()
+                    kv.admit(seq)
+                    kv.take(opened - -done // size)
+                    running[seq] = None
+                    if seq.scheduled_s is None:
+                        seq.scheduled_s = start
+                    else:
+                        seats.life_log.resumed(seq, start)
                 else:
-                    seats.life_log.resumed(seq, start)
-            elif seq.state != PREFILLING or seq.reserved_blocks:
-                return plan
-            if need:
-                kv.take(need)
+                    if opened:
+                        kv.take(opened)
+                    tokens = seats.start_chunk(seq, tokens, start)
+                    done = seq.computed_tokens + tokens
+            else:
+                done = seq.computed_tokens + tokens
+                opened += -(-done // size) + -seq.computed_tokens // size
+                if (
+                    seq.state != PREFILLING
+                    or done > seq.prompt_tokens
+                    or seq.reserved_blocks
+                    or opened > kv.free + kv.evictable
+                ):
+                    return plan
+                if opened:
+                    kv.take(opened)
+                if seq.hash_ids is not None:
+                    kv.commit(seq, done)
             if n:
                 context = decode.offsets + n * (counter + 1)
                 generated = context - decode.inputs
@@ -95,7 +110,7 @@ def glide(r: Replica) -> Plan | None:
             work = new_tuple(StepWork, (tokens, 1, pairs, done, n, (context,), logits, generated))
             first, delta, limit = step_s(work), 0.0, 1
             end = start + first
-            if not start < end < inf or end >= r.horizon_s:
+            if not start < end < r.horizon_s:
                 if joins:
                     prefilling[seq] = None
                     seq.state = PREFILLING
@@ -106,9 +121,11 @@ def glide(r: Replica) -> Plan | None:
                 seats.release_leaving()
         elif n and not r.inbox:
             # -- everybody decodes until something changes
-            while heap[0][3].epoch != heap[0][2]:
+            soonest = heap[0]
+            while soonest[3].epoch != soonest[2]:
                 heappop(heap)
-            limit = heap[0][0] - counter
+                soonest = heap[0]
+            limit = soonest[0] - counter
             free = kv.free + kv.evictable - r.spare_blocks
             if decode.n_growing * (limit // size + 1) > free:
                 limit = decode.steps_within(free, limit)
@@ -128,7 +145,7 @@ def glide(r: Replica) -> Plan | None:
                 if heard < limit:
                     limit = heard
                     end = start + limit * first + delta * (limit * (limit - 1) // 2)
-            if not start < end < inf or end >= r.horizon_s:
+            if not start < end < r.horizon_s:
                 r.context = context
                 r.set_out(DECODE_ALL, first, delta, limit, end, mixed=False)
                 return UNDERWAY
@@ -136,7 +153,8 @@ def glide(r: Replica) -> Plan | None:
                 seats.release_leaving()
             tokens = pairs = 0
             logits, generated = n, context - decode.inputs
-            opened = decode.blocks_in(limit)
+            at = counter % size
+            opened = sum(decode.borders[at : at + limit]) if limit < size else decode.blocks_in(limit)
             if opened:
                 kv.take(opened)
         else:

@@ -50,13 +50,14 @@ class Seats:
     waiting     in the order of the policy's queue
     running     have a seat, in order of admission; `prefilling` of them have prompt left to compute
     leaving     have finished, with their KV tokens: with an async pipeline their KV is free one plan later
+    simple      who finishes leaves its seat at once, its KV one plan later, and nothing else hears of it
     parked      have finished here, but their KV stays until it has been fetched (prefill pools; None elsewhere)
     """
 
     __slots__ = (
         "adapters", "compression", "contiguous", "decode", "deferred", "fail", "gap_log", "grows", "index", "kv",
         "leaving", "life_log", "on_done", "on_end", "output_delay_s", "output_per_seq_s", "outputs", "pads", "paged",
-        "parked", "prefilling", "running", "seats", "swap", "waiting", "whole",
+        "parked", "prefilling", "running", "seats", "simple", "swap", "waiting", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +108,7 @@ class Seats:
         self.prefilling: dict[Sequence, None] = {}
         self.leaving: list[tuple[Sequence, int]] = []
         self.parked: dict[Sequence, int] | None = None
+        self.simple = self.deferred and not self.pads and adapters is None and self.on_end is None
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
@@ -256,10 +258,22 @@ class Seats:
 
     def finish(self, now_s: float) -> None:
         """Those that have just emitted their last token leave."""
-        for seq, kv_tokens in self.decode.pop_finished(grows=self.grows, pad=self.pads):
-            self._depart(seq, kv_tokens, now_s)
-        if self.pads:
-            self.end_batch()
+        finished = self.decode.pop_finished(grows=self.grows, pad=self.pads)
+        if not self.simple:
+            for seq, kv_tokens in finished:
+                self._depart(seq, kv_tokens, now_s)
+            if self.pads:
+                self.end_batch()
+            return
+        self.leaving += finished  # `_depart` and `done`, where nobody else asks
+        end_s = now_s + self.output_delay_s
+        for seq, _ in finished:
+            del self.running[seq]
+            seq.state = DONE
+            first_s = seq.first_token_s
+            self.on_done(
+                seq, self.index, first_s if first_s > end_s else end_s, self.outputs[seq.index], FINISHED  # type: ignore[operator,arg-type]
+            )  # fmt: skip
 
     def _depart(self, seq: Sequence, kv_tokens: int, now_s: float) -> None:
         """A finished sequence leaves its seat: at once, one plan later, or when its static batch ends."""
