@@ -22,15 +22,20 @@ class BatchBase:
     oracle = False
 
 
-def make_room(view: Any, needed: Callable[[set[Sequence]], int]) -> set[Sequence]:
+def make_room(
+    view: Any, needed: Callable[[set[Sequence]], int], spared: Sequence | None = None
+) -> set[Sequence]:
     """Sequences to preempt, chosen by the view's preemption policy, until `needed(gone)` blocks are free.
 
-    `needed`: blocks that the step takes once the sequences in `gone` are off. Stops when nobody is left to go.
+    `needed`: blocks that the step takes once the sequences in `gone` are off; `spared` goes last. Stops when nobody is
+    left to go.
     """
     gone: set[Sequence] = set()
     free = view.free_blocks
     while (short := needed(gone) - free) > 0:
-        candidates = [seq for seq in view.newest_first() if seq not in gone]
+        candidates = [seq for seq in view.newest_first() if seq not in gone and seq is not spared]
+        if not candidates and spared is not None:
+            candidates, spared = [spared], None
         victim = view.preemption.victim(view, candidates, short) if candidates else None
         if victim is None:
             break

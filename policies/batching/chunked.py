@@ -44,7 +44,11 @@ class ChunkedPolicy(BatchBase):
             prompts: int = sum([view.blocks_needed(s, c) for s, c in chunks if s not in gone])
             return decodes + prompts
 
-        return make_room(view, needed)
+        return make_room(view, needed, self._spared(view))
+
+    def _spared(self, view: Any) -> Sequence | None:  # noqa: ARG002 - for who overrides it
+        """Who is the last to be preempted for want of KV."""
+        return None
 
     def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
         """Next chunks of the prompts that have begun."""

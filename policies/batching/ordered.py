@@ -54,6 +54,13 @@ class OrderedPolicy(ChunkedPolicy):
             return plan
         return self._displace(view, head) or plan
 
+    def _spared(self, view: Any) -> Sequence | None:
+        """Who ranks first of a preemptive order: it gets its chunk before all others, so it must not pay for it.
+
+        Else what it has computed is lost each time, and nobody gets any further.
+        """
+        return min(view.running, key=view.waiting.order.key, default=None) if self.preemptive else None
+
     def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
         """As `chunked`; a preemptive order goes by rank, and leaves the budget that the first who waits comes before."""
         if not self.preemptive or not view.n_waiting:

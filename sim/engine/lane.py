@@ -42,6 +42,7 @@ def glide(r: Replica) -> Plan | None:
     waiting, prefilling, heap, rows, lines = r.waiting, r.prefilling, decode.heap, r.rows, r.lines
     ask, view, step_s, size, budget = r.ask, r.view, r.cost.step_s, kv.block_size, r.limits.max_num_batched_tokens
     running, leaving, index, depth = seats.running, seats.leaving, r.index, r.depth
+    records = seats.life_log.with_chunks
     plan, seq, joins, done = DECODE_ALL, NOBODY, False, 0
     for _ in ROUNDS:
         start, n, counter = r.now_s, decode.n, decode.counter
@@ -183,6 +184,8 @@ def glide(r: Replica) -> Plan | None:
             if heap[0][0] <= counter:
                 seats.finish(end)
         if tokens:
+            if records:
+                seats.life_log.chunks([(seq, tokens)], index, start, first)
             seq.computed_tokens = done
             if done < seq.prompt_tokens:
                 if joins:

@@ -128,7 +128,7 @@ class Replica:
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
-        self.mixes = self.glides and self.paged and compression is None and not seats.life_log.with_chunks
+        self.mixes = self.glides and self.paged and compression is None
         self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -195,8 +195,7 @@ class Replica:
         elif self.waiting:
             self.idle = False
             self.now_s = self.env.now
-            if self._begin():
-                self._wait()
+            self._set_off()
 
     def crash(self, eviction: EvictionPolicy | None) -> list[Sequence]:
         """It fails (now): all KV is lost, and whoever was here, which is what it returns, in order of arrival.
@@ -258,6 +257,12 @@ class Replica:
     def _on_step_end(self, event: Event) -> None:
         if event is self.event:  # else a leap that was cut short
             self._run()
+
+    def _set_off(self) -> None:
+        """An idle engine starts."""
+        self.horizon_s = self.env.peek()
+        if self._begin():
+            self._wait()
 
     def _wait(self) -> None:
         """Wait on the clock for the end of the step in progress, unless it comes before anything else happens."""
@@ -373,8 +378,7 @@ class Replica:
             self._sleep()
             return
         self.idle = False
-        if self._begin():
-            self._wait()
+        self._set_off()
 
     # -- start of a step --------------------------------------------------------------------------------------------
 
