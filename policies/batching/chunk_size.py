@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .base import Chunks
 from .chunked import ChunkedPolicy
 
 if TYPE_CHECKING:
-    from stepline.sim.engine.sequence import Sequence
+    pass
 
 
 class LimitedPromptPolicy(ChunkedPolicy):
-    """`chunked` whose steps compute at most `prompt_budget(view)` prompt tokens, decodes not counted."""
+    """`chunked` whose steps compute at most `most_tokens(view)` prompt tokens, decodes not counted."""
 
-    def prompt_budget(self, view: Any) -> int:
-        """Prompt tokens that the next step may compute."""
+    def most_tokens(self, view: Any) -> int:
+        """Prompt tokens that the next step may compute, whatever the engine's budget."""
         raise NotImplementedError
 
-    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
-        return cut(super()._continue_prompts(view, gone), self.prompt_budget(view))
-
-    def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
-        left = self.prompt_budget(view) - sum([c for _, c in chunks])
-        return super()._admit(view, chunks, min(budget, left), free)
+    def prompt_budget(self, view: Any) -> int:
+        """The lesser of this and the engine's."""
+        budget: int = view.max_num_batched_tokens - view.n_decoding
+        most = self.most_tokens(view)
+        return most if most < budget else budget
 
 
 class FixedChunkPolicy(LimitedPromptPolicy):
@@ -37,7 +35,7 @@ class FixedChunkPolicy(LimitedPromptPolicy):
             raise ValueError(f"chunk_tokens: got {chunk_tokens}, expected an integer >= 1")
         self.chunk_tokens = chunk_tokens
 
-    def prompt_budget(self, view: Any) -> int:
+    def most_tokens(self, view: Any) -> int:
         """The same in every step."""
         return self.chunk_tokens
 
@@ -56,18 +54,11 @@ class SloChunkPolicy(LimitedPromptPolicy):
         if min_chunk_tokens < 1:
             raise ValueError(f"min_chunk_tokens: got {min_chunk_tokens}, expected an integer >= 1")
         self.tpot_s, self.min_chunk_tokens = tpot_s, min_chunk_tokens
-        self._last: tuple[Any, int, int] = (None, -1, 0)  # a plan asks twice: the answer of this step
 
-    def prompt_budget(self, view: Any) -> int:
+    def most_tokens(self, view: Any) -> int:
         """The largest size whose step is in time; the prompt's history counts as that of the first one that runs."""
         most: int = view.max_num_batched_tokens
-        if not view.n_decoding:
-            return most
-        asked_of, step, size = self._last
-        if asked_of is not view or step != view.step:
-            size = self._search(view, most)
-            self._last = (view, view.step, size)
-        return size
+        return self._search(view, most) if view.n_decoding else most
 
     def _search(self, view: Any, most: int) -> int:
         """Bisection over the powers of two: step times rise with the chunk."""
@@ -80,14 +71,3 @@ class SloChunkPolicy(LimitedPromptPolicy):
             else:
                 high = middle - 1
         return self.min_chunk_tokens << low
-
-
-def cut(chunks: Chunks, budget: int) -> Chunks:
-    """The first `budget` tokens of the chunks."""
-    kept: Chunks = []
-    for seq, tokens in chunks:
-        if budget <= 0:
-            break
-        kept.append((seq, min(tokens, budget)))
-        budget -= tokens
-    return kept

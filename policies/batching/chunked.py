@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from stepline.sim.engine.contracts import Plan
@@ -10,6 +11,8 @@ from .base import BatchBase, Chunks, in_preemption_order, make_room
 
 if TYPE_CHECKING:
     from stepline.sim.engine.sequence import Sequence
+
+NOBODY: Collection[Sequence] = ()
 
 
 class ChunkedPolicy(BatchBase):
@@ -22,21 +25,27 @@ class ChunkedPolicy(BatchBase):
 
     def plan(self, view: Any) -> Plan:
         """The next step."""
-        budget = view.max_num_batched_tokens - view.n_decoding
+        budget = self.prompt_budget(view)
         free = view.free_blocks - view.decode_blocks
         chunks: Chunks = []
         if view.prefilling or free < 0:
-            chunks = self._continue_prompts(view, set())
-            need = sum([view.blocks_needed(s, c) for s, c in chunks])
+            chunks = self._continue_prompts(view, budget, NOBODY)
+            need = 0
+            for seq, tokens in chunks:
+                need += view.blocks_needed(seq, tokens)
+                budget -= tokens
             if need > free and (gone := self._room(view, chunks)):
                 kept = [
                     (seq, c) for seq, c in chunks if seq not in gone
                 ]  # room was made for these, not for more
                 return Plan(kept, preempt=in_preemption_order(view, gone))
-            budget -= sum([c for _, c in chunks])
             free -= need
-        deaf = self._admit(view, chunks, budget, free)
-        return Plan(chunks, deaf=deaf)
+        return Plan(chunks, deaf=self._admit(view, chunks, budget, free))
+
+    def prompt_budget(self, view: Any) -> int:
+        """Prompt tokens that the step may compute."""
+        budget: int = view.max_num_batched_tokens - view.n_decoding
+        return budget
 
     def _room(self, view: Any, chunks: Chunks) -> set[Sequence]:
         def needed(gone: set[Sequence]) -> int:
@@ -46,18 +55,23 @@ class ChunkedPolicy(BatchBase):
 
         return make_room(view, needed, self._spared(view))
 
-    def _spared(self, view: Any) -> Sequence | None:  # noqa: ARG002 - for who overrides it
+    def _spared(self, view: Any) -> Sequence | None:
         """Who is the last to be preempted for want of KV."""
         return None
 
-    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
-        """Next chunks of the prompts that have begun."""
-        budget = view.max_num_batched_tokens - view.n_decoding
+    def _continue_prompts(self, view: Any, budget: int, gone: Collection[Sequence]) -> Chunks:
+        """Next chunks of the prompts that have begun, `gone` left out."""
         cap = view.long_prefill_token_threshold or budget
         chunks: Chunks = []
         for seq in view.prefilling:
-            tokens = min(seq.uncomputed_tokens, budget, cap)
-            if tokens > 0 and seq not in gone:
+            if budget <= 0:
+                break
+            if seq not in gone:
+                tokens = seq.prompt_tokens - seq.computed_tokens
+                if tokens > budget:
+                    tokens = budget
+                if tokens > cap:
+                    tokens = cap
                 chunks.append((seq, tokens))
                 budget -= tokens
         return chunks

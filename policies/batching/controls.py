@@ -51,7 +51,7 @@ class SerialPolicy(ChunkedPolicy):
     def plan(self, view: Any) -> Plan:
         """The running sequence's step, or the first of the queue."""
         if view.prefilling or view.n_decoding:
-            return Plan(self._continue_prompts(view, set()), deaf=True)
+            return Plan(self._continue_prompts(view, self.prompt_budget(view), ()), deaf=True)
         for seq in view.waiting:
             tokens = min(seq.prompt_tokens - view.cached_tokens(seq), view.max_num_batched_tokens)
             if view.blocks_needed(seq, tokens) <= view.free_blocks and view.n_running < view.max_num_seqs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,16 +62,15 @@ class OrderedPolicy(ChunkedPolicy):
         """
         return min(view.running, key=view.waiting.order.key, default=None) if self.preemptive else None
 
-    def _continue_prompts(self, view: Any, gone: set[Sequence]) -> Chunks:
+    def _continue_prompts(self, view: Any, budget: int, gone: Collection[Sequence]) -> Chunks:
         """As `chunked`; a preemptive order goes by rank, and leaves the budget that the first who waits comes before."""
         if not self.preemptive or not view.n_waiting:
-            return super()._continue_prompts(view, gone)
+            return super()._continue_prompts(view, budget, gone)
         order = view.waiting.order
         head = next(iter(view.waiting))
         rank, wanted = order.key(head), head.prompt_tokens - view.cached_tokens(head)
         if self._lacks_room(view, head, []):
             wanted = 0
-        budget = view.max_num_batched_tokens - view.n_decoding
         cap = view.long_prefill_token_threshold or budget
         chunks: Chunks = []
         for seq in sorted(view.prefilling, key=order.key):
@@ -109,7 +109,7 @@ class OrderedPolicy(ChunkedPolicy):
         gone: set[Sequence] = set()
         for victim in behind:
             gone.add(victim)
-            chunks = self._continue_prompts(view, gone)
+            chunks = self._continue_prompts(view, self.prompt_budget(view), gone)
             plan = self._with(view, head, chunks, gone)
             if plan is not None:
                 return plan

@@ -40,9 +40,15 @@ def glide(r: Replica) -> Plan | None:
     """
     decode, kv, seats, mixes = r.decode, r.kv, r.seats, r.mixes
     waiting, prefilling, heap, rows, lines = r.waiting, r.prefilling, decode.heap, r.rows, r.lines
-    ask, view, step_s, size, budget = r.ask, r.view, r.cost.step_s, kv.block_size, r.limits.max_num_batched_tokens
+    ask, view, step_s, size, budget = (
+        r.ask,
+        r.view,
+        r.cost.step_s,
+        kv.block_size,
+        r.limits.max_num_batched_tokens,
+    )
     running, leaving, index, depth = seats.running, seats.leaving, r.index, r.depth
-    records = seats.life_log.with_chunks
+    records, paged = seats.life_log.with_chunks, r.paged
     plan, seq, joins, done = DECODE_ALL, NOBODY, False, 0
     for _ in ROUNDS:
         start, n, counter = r.now_s, decode.n, decode.counter
@@ -50,7 +56,7 @@ def glide(r: Replica) -> Plan | None:
             # -- the policy decides; one chunk, or the step is of another kind
             if not mixes:
                 return None
-            if n and waiting and kv.evictable:
+            if n and waiting and kv.evictable and paged:
                 kv.vacate(decode.blocks_in(1))
             plan = ask(view)
             chunks = plan.chunks
@@ -64,7 +70,7 @@ def glide(r: Replica) -> Plan | None:
                 return plan
             joins = False
             if seq.state == WAITING:
-                if seq.hash_ids is None and not seq.swapped_tokens:
+                if paged and seq.hash_ids is None and not seq.swapped_tokens:
                     done = tokens
                     if (
                         waiting[0] is not seq
@@ -89,13 +95,9 @@ def glide(r: Replica) -> Plan | None:
                     done = seq.computed_tokens + tokens
             else:
                 done = seq.computed_tokens + tokens
-                opened += -(-done // size) + -seq.computed_tokens // size
-                if (
-                    seq.state != PREFILLING
-                    or done > seq.prompt_tokens
-                    or seq.reserved_blocks
-                    or opened > kv.free + kv.evictable
-                ):
+                if not seq.reserved_blocks:
+                    opened += -(-done // size) + -seq.computed_tokens // size
+                if seq.state != PREFILLING or done > seq.prompt_tokens or opened > kv.free + kv.evictable:
                     return plan
                 if opened:
                     kv.take(opened)
@@ -187,14 +189,14 @@ def glide(r: Replica) -> Plan | None:
             if records:
                 seats.life_log.chunks([(seq, tokens)], index, start, first)
             seq.computed_tokens = done
-            if done < seq.prompt_tokens:
+            if done == seq.prompt_tokens:
                 if joins:
-                    prefilling[seq] = None
-                    seq.state = PREFILLING
-            else:
-                if not joins:
-                    del prefilling[seq]
-                seats.first_token(seq, end, start, logits)
+                    seats.first_token(seq, end, start, logits)
+                else:
+                    seats.emit_first(seq, end, start, logits)
+            elif joins:
+                prefilling[seq] = None
+                seq.state = PREFILLING
         if r.coming_s <= end or r.inbox:
             # depth 1: the plan now due was made when the last step began
             r.absorb(start + (limit - 1) * first + delta * ((limit - 1) * (limit - 2) // 2) if depth else end)

@@ -128,7 +128,7 @@ class Replica:
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
         self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
-        self.mixes = self.glides and self.paged and compression is None
+        self.mixes = self.glides and compression is None
         self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
         self.context = 0
         self.windowed: tuple[int, ...] = ()
@@ -234,11 +234,11 @@ class Replica:
 
     def price(self, prompt_tokens: int, history_tokens: int) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
-        c, done, n = prompt_tokens, history_tokens, self.decode.n
-        contexts = self.decode.context_tokens() if n else self.decode.no_context()
-        pairs = c * done + c * (c + 1) // 2
-        generated = self.decode.generated_tokens()
-        return self.cost.step_s(StepWork(c, int(c > 0), pairs, done + c, n, contexts, n, generated))
+        c, end, decode = prompt_tokens, history_tokens + prompt_tokens, self.decode
+        n, contexts = decode.n, decode.context_tokens()
+        generated = contexts[0] - decode.inputs if decode.plain else decode.generated_tokens()
+        pairs = c * (2 * end - c + 1) // 2
+        return self.cost.step_s(new_tuple(StepWork, (c, int(c > 0), pairs, end, n, contexts, n, generated)))
 
     def steps_done(self) -> int:
         """Steps of the leap in progress that have ended by now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from .sequence import DECODING, WAITING
+from .sequence import DECODING, PREFILLING, WAITING
 
 if TYPE_CHECKING:
     from .contracts import PreemptionPolicy
@@ -125,8 +125,12 @@ class ReplicaView:
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
         """Blocks taken from `free_blocks` if `tokens` more of the prompt are computed (admission included)."""
-        if self._plain and seq.hash_ids is None and seq.state == WAITING and not seq.swapped_tokens:
-            return -(-tokens // self.block_size)
+        if self._plain:  # the seats' answer to what is asked most, without asking them
+            if seq.state == PREFILLING:
+                done = seq.computed_tokens
+                return -(-(done + tokens) // self.block_size) + -done // self.block_size
+            if seq.hash_ids is None and seq.state == WAITING and not seq.swapped_tokens:
+                return -(-tokens // self.block_size)
         return self._seats.blocks_needed(seq, tokens)
 
     def admission_blocks(self, seq: Sequence, tokens: int) -> int:
