@@ -122,13 +122,17 @@ class ResidualGrid:
         if len(self.axes) != 2:
             raise CalibrationError(f"residual: got axes {', '.join(self.axes)}, expected two open ones")
         (xs, ys), table = ([np.log(knots).tolist() for knots in self.axes.values()]), self.values.tolist()
-        fade = self.fade
+        fade, last_x, last_y = self.fade, len(xs) - 1, len(ys) - 1
+        least_x, most_x, least_y, most_y = xs[0] - fade, xs[-1] + fade, ys[0] - fade, ys[-1] + fade
 
         def at(x: float, y: float) -> float:
-            i, u, inside_x = _place(math.log(max(x, 1e-9)), xs, fade)
-            j, v, inside_y = _place(math.log(max(y, 1e-9)), ys, fade)
-            low, high = table[i], table[min(i + 1, len(xs) - 1)]
-            k = min(j + 1, len(ys) - 1)
+            log_x, log_y = math.log(x if x > 1e-9 else 1e-9), math.log(y if y > 1e-9 else 1e-9)
+            if not (least_x < log_x < most_x and least_y < log_y < most_y):
+                return 0.0  # so far outside that nothing of it is left
+            i, u, inside_x = _place(log_x, xs, fade)
+            j, v, inside_y = _place(log_y, ys, fade)
+            low, high = table[i], table[i + 1 if i < last_x else last_x]
+            k = j + 1 if j < last_y else last_y
             below = (1.0 - v) * low[j] + v * low[k]
             above = (1.0 - v) * high[j] + v * high[k]
             return float((1.0 - u) * below + u * above) * (inside_x * inside_y)
@@ -172,6 +176,9 @@ class ResidualGrid:
 
 def _place(x: float, knots: list[float], fade: float) -> tuple[int, float, float]:
     """Scalar twin of `ResidualGrid._locate`: cell, position in it, fade weight."""
+    if knots[0] <= x < knots[-1]:  # most shapes
+        low = bisect_right(knots, x) - 1
+        return low, (x - knots[low]) / (knots[low + 1] - knots[low]), 1.0
     outside = max(knots[0] - x, 0.0) + max(x - knots[-1], 0.0)
     weight = min(max(1.0 - outside / fade, 0.0), 1.0)
     if len(knots) == 1:
