@@ -6,6 +6,8 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.wording import counted
+
 from ..report.chart_parts import PALETTE, SHORT, SPARSE, Chart, Spec, log_ms_axis, name_beside, name_tip, tip
 from ..report.charts import SCHEMA
 from ..report.page import fill, resource, script_json, vega_bundle
@@ -61,8 +63,7 @@ def grid_html(grid: Grid, title: str, command: str) -> str:
         "@TITLE@": escape(title),
         "@CSS@": resource("style.css"),
         "@HEADING@": escape(title),
-        "@SUBTITLE@": f"{len(grid.configs)} runs of the same requests, {grid.rows[0].replications} replication"
-        + ("" if grid.rows[0].replications == 1 else "s"),
+        "@SUBTITLE@": f"{len(grid.configs)} runs of the same requests, {counted(grid.rows[0].replications, 'replication')}",
         "@BODY@": body,
         "@FOOTER@": f"<code>{escape(command)}</code>",
         "@DATA@": script_json(content),

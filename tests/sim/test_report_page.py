@@ -251,6 +251,9 @@ def test_markdown_of_a_run_and_of_a_comparison(here, capsys):
     assert main(["report", "c", "--format", "md", "--out", "c.md", "--quiet"]) == 0
     both = (here / "c.md").read_text()
     assert "1. **" in both
+    assert capsys.readouterr().out == ""
+    assert main(["report", "c", "--format", "md", "--out", "c.md"]) == 0
+    assert capsys.readouterr().out == "report    c.md\n"
     assert re.search(r"\| chunked \| TTFT mean \| .* \[.*\]", both)
 
 
