@@ -126,9 +126,15 @@ def chart_card(chart: Chart) -> str:
             '<label><input type="radio" name="slow_by" value="ttft"> TTFT</label></p>'
         )
     return (
-        f'<div class="card {chart.width}"><h3>{escape(chart.title)}</h3>{caption}{choice}'
-        f'<div class="chart" id="chart-{chart.name}"></div></div>'
+        f'<div class="card {chart.width}{"" if chart.follows_window else " whole-run"}"><h3>{escape(chart.title)}</h3>{caption}{choice}'
+        f'<div class="chart" id="chart-{chart.name}" style="min-height: {_least_px(chart)}px"></div></div>'
     )
+
+
+def _least_px(chart: Chart) -> int:
+    """The height that a chart is given before it is drawn, so that the page does not grow under its reader."""
+    height = chart.spec.get("height")
+    return height if isinstance(height, int) else 0
 
 
 def latency_section(summary: Summary) -> str:
