@@ -73,9 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.batch < 1 or args.context < 1:
         raise ConfigError(f"got --batch {args.batch} --context {args.context}, expected both >= 1")
     cost = cost_model(args)
+    table = (
+        timings(args.source, cost) if args.source else None
+    )  # a wrong one is told before anything is drawn
     sections = [*step_sections(cost, args.batch, args.context)]
-    if args.source:
-        sections += fit_sections(timings(args.source, cost), cost)
+    if table is not None:
+        sections += fit_sections(table, cost)
     text = page(f"Calibration {cost.calibration.id}", _lead(cost), sections)
     for path in write(args.out, text, sections, formats):
         print(path)

@@ -63,4 +63,4 @@ def _check(
                 "sidecar nor --hash-block-size gives another"
             )
         raise TraceError(f"{place}, expected {expected[i]} of {sizes[i]} tokens each")
-    context.count("rows have no id for their last, unfilled block", int(short.sum()))
+    context.count("row", "without an id for the last, unfilled block", int(short.sum()))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .wording import counted
 from .writing import replacing
 
 _WIDTH, _HEIGHT = 380, 200
@@ -48,13 +49,13 @@ def save_html(figures: Mapping[str, Any], path: str | Path) -> None:
 
 def _subtitle(figures: Mapping[str, Any]) -> str:
     rate = figures["rate"]["requests_per_s"]
-    parts = [f"{figures['requests']:,} requests in {figures['span_s']:,.0f} s"]
+    parts = [f"{counted(figures['requests'], 'request')} in {figures['span_s']:,.0f} s"]
     if rate:
         parts.append(f"{rate:.3g} requests/s")
     if figures["reuse"]:
         parts.append(f"{figures['reuse']['ideal_hit_token_frac']:.0%} of input tokens reusable")
     if figures["sessions"]:
-        parts.append(f"{figures['sessions']['sessions']:,} sessions")
+        parts.append(f"{counted(figures['sessions']['sessions'], 'session')}")
     return " · ".join(parts)
 
 

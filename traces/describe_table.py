@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .wording import counted
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -40,7 +42,7 @@ def number(value: float | None) -> str:
 def _headline(figures: Mapping[str, Any]) -> str:
     rate = figures["rate"]
     text = f"{figures['source']} ({figures['trace_format'] or 'in memory'}): "
-    text += f"{figures['requests']:,} requests in {number(figures['span_s'])} s"
+    text += f"{counted(figures['requests'], 'request')} in {number(figures['span_s'])} s"
     if rate["requests_per_s"] is None:
         return f"{text}, all at once"
     return (
@@ -102,7 +104,7 @@ def _sentences(figures: Mapping[str, Any]) -> list[str]:
         sizes = ", ".join(str(n) for n in reuse["block_sizes"])
         out.append(
             f"reuse: {reuse['ideal_hit_token_frac']:.1%} of input tokens could come from an unlimited prefix cache; "
-            f"{reuse['distinct_blocks']:,} distinct of {reuse['blocks']:,} blocks of {sizes} tokens"
+            f"{reuse['distinct_blocks']:,} distinct of {counted(reuse['blocks'], 'block')} of {sizes} tokens"
         )
     if sessions := figures["sessions"]:
         out.append(

@@ -39,9 +39,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("chunkd", ["chunked", "static"])
     "; did you mean 'chunked'? (known: chunked, static)"
+    >>> nearest("h10", ["a10", "h100-pcie", "h100-sxm"])
+    "; did you mean 'h100-pcie' or 'h100-sxm'? (known: a10, h100-pcie, h100-sxm)"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.5)
-    hint = next((n for n in names if close and n.lower() == close[0]), None)
+    meant = [repr(n) for n in closest(name, names)]
     listing = f"(known: {', '.join(names)})"
-    return f"; did you mean {hint!r}? {listing}" if hint else f" {listing}"
+    if not meant:
+        return f" {listing}"
+    either = " or ".join([", ".join(meant[:-1]), meant[-1]] if len(meant) > 1 else meant)
+    return f"; did you mean {either}? {listing}"
+
+
+MOST_MEANT = 3
+"""So many names that begin with what was typed are all suggested."""
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """The names that were probably meant: those that begin with `name`, or else the one spelt most like it, if any."""
+    typed = name.lower()
+    names = {known_name.lower(): known_name for known_name in known}
+    begun = [n for n in names if typed and n.startswith(typed)]
+    if len(begun) <= MOST_MEANT and begun:
+        return [names[n] for n in begun]
+    return [
+        names[n] for n in difflib.get_close_matches(typed, begun or names, n=1, cutoff=0.0 if begun else 0.5)
+    ]

@@ -8,6 +8,7 @@ from .errors import ConfigError
 from .formats import Context, Format
 from .ticks import MIN_ROWS, Ticks
 from .trace import Trace
+from .wording import counted
 
 FAST_PER_S = 200.0
 """Rates above this are rare for one service (Azure 2023: 5.5/s, Mooncake: 3.3/s) and usual for seconds read as ms."""
@@ -64,12 +65,13 @@ class Noticed:
             raise ConfigError(
                 f"--request-rate: {context.name} has arrival times; --rate-scale changes their rate"
             )
-        context.count("rows stand behind a later one; sorted by arrival", self._late)
+        context.count("row", "behind a later one; sorted by arrival", self._late)
         closed = meta.get("closed_loop_rows", self._declared_closed)
         if closed:
             meta["closed_loop_rows"] = closed
             context.remark(
-                f"{closed} turns have a delay and no timestamp: placed that long after the previous turn's arrival; "
+                f"{counted(closed, 'turn')} {'has' if closed == 1 else 'have'} a delay and no timestamp: placed that "
+                "long after the previous turn's arrival; "
                 "use --replay closed"
             )
         self._clock()
@@ -78,7 +80,7 @@ class Noticed:
         if sha256 and meta.get("sha256") not in (None, sha256):
             context.remark("the content is not the one the sidecar describes (sha256 differs)")
         if isinstance(meta.get("rows"), int) and meta["rows"] != self.rows and not context.counts:
-            context.remark(f"the sidecar speaks of {meta['rows']} rows, the file has {self.rows}")
+            context.remark(f"the sidecar speaks of {counted(meta['rows'], 'row')}, the file has {self.rows}")
 
     def _clock(self) -> None:
         if (quantum_s := self.quantum_s) is not None and self._last_s > self._first_s:

@@ -117,13 +117,12 @@ def _subverbs(found: dict[str, list[Flag]], path: str) -> list[str]:
     )
 
 
-def _words(path: str, found: dict[str, list[Flag]]) -> str:
-    lists = {verb: _names_of(verb) for verb in _LISTS}
+def _words(path: str, found: dict[str, list[Flag]], lists: dict[str, tuple[str, ...]]) -> str:
     return " ".join([*_subverbs(found, path), *(f.name for f in found[path]), *lists.get(path, ())])
 
 
-def _names_of(verb: str) -> tuple[str, ...]:
-    names = _names()
+def _names_of(verb: str, names: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What a listing verb may be asked about."""
     if verb == "policies":
         return tuple(sorted({name for group in _GROUPS for name in names[group]}))
     return names[verb.rstrip("s")]
@@ -131,8 +130,10 @@ def _names_of(verb: str) -> tuple[str, ...]:
 
 def _table(found: dict[str, list[Flag]]) -> tuple[str, str]:
     """Two `case` bodies: words by path, and values by `path flag` ("-": files)."""
+    names = _names()  # reading the installed entry points takes a while
+    lists = {verb: _names_of(verb, names) for verb in _LISTS}
     words = "".join(
-        f"    {shlex.quote(path)}) words={shlex.quote(_words(path, found))} ;;\n" for path in found
+        f"    {shlex.quote(path)}) words={shlex.quote(_words(path, found, lists))} ;;\n" for path in found
     )
     values = ""
     for path, flags in found.items():

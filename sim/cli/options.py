@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
-from .parser import Parser, integer, listing, number, switch
+from .parser import Parser, gibibytes, integer, listing, number, switch
 
 if TYPE_CHECKING:
     from stepline.sim.study.config import RunConfig
@@ -76,8 +76,8 @@ _MEMORY: tuple[tuple[str, _Convert, str, str], ...] = (
     ("block-size", integer, "N", "tokens in a KV block (engine's: 16)"),
     ("gpu-memory-utilization", number, "FRAC", "share of GPU memory the engine may use (engine's: 0.9)"),
     ("num-gpu-blocks-override", integer, "N", "KV blocks, in place of the memory ledger"),
-    ("kv-offloading-size", number, "GIB", "host memory of a replica behind its KV blocks (none)"),
-    ("kv-offloading-ssd-size", number, "GIB", "SSD of a replica behind that (none)"),
+    ("kv-offloading-size", gibibytes, "GIB", "host memory of a replica behind its KV blocks (none)"),
+    ("kv-offloading-ssd-size", gibibytes, "GIB", "SSD of a replica behind that (none)"),
     (
         "kv-offloading-backend",
         str,

@@ -100,6 +100,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None
 
 
+def gibibytes(text: str) -> float:
+    """A finite number of GiB, without a unit, as vLLM's flags take it. Raises `argparse.ArgumentTypeError`."""
+    try:
+        return number(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of GiB, without a unit") from None
+
+
 def listing(texts: Sequence[str] | None) -> list[str]:
     """The items of a repeated or comma-separated flag."""
     return [item.strip() for text in texts or () for item in text.split(",") if item.strip()]

@@ -71,14 +71,15 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[Progress], No
 
 
 @contextmanager
-def working(what: str, *, shown: bool = True) -> Iterator[None]:
+def working(what: str | Callable[[], str], *, shown: bool = True) -> Iterator[None]:
     """Say `what` goes on, and for how long, once it lasts longer than `SHOW_AFTER_S`: for work that cannot tell how
-    much of it is left. Nothing where nobody would see it; nothing that stands on stdout is touched.
+    much of it is left; a function says at each tick how far it is. Nothing where nobody would see it; nothing that
+    stands on stdout is touched.
     """
     if not shown or not sys.stderr.isatty():
         yield
         return
-    line = _Line(what)
+    line = _Line((lambda: what) if isinstance(what, str) else what)
     try:
         yield
     finally:
@@ -88,7 +89,7 @@ def working(what: str, *, shown: bool = True) -> Iterator[None]:
 class _Line:
     """A line with a clock on stderr that appears after `SHOW_AFTER_S`."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: Callable[[], str]) -> None:
         self._what = what
         self._begun_s = time.monotonic()
         self._done = Event()
@@ -105,7 +106,7 @@ class _Line:
             return
         while not self._done.wait(_TICK_S):
             print(
-                f"\r{self._what}, {time.monotonic() - self._begun_s:.0f} s\x1b[K",
+                f"\r{self._what()}, {time.monotonic() - self._begun_s:.0f} s\x1b[K",
                 end="",
                 file=sys.stderr,
                 flush=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError, nearest
+from stepline.traces.wording import counted
 
 from .files import check_parent, draft_of, write_whole
 from .parser import Parser
@@ -37,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     tables = _read(args.directories)
     if args.format == "md":
-        _write_markdown(tables, args.out)
+        if (written := _write_markdown(tables, args.out)) is not None:
+            _say(args, written)
     elif args.format == "html":
         place = write_page(tables, args.out or _page_place(args.directories, tables))
         _say(args, place)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         place = args.out or args.directories[0] / "charts"
         count = write_pictures(tables, place, args.format, args.theme, args.charts)
-        _say(args, f"{count} charts in {place}")
+        _say(args, f"{counted(count, 'chart')} in {place}")
     return 0
 
 
@@ -126,16 +128,18 @@ def write_page(tables: RunTables | ComparisonTables, path: Path) -> Path:
     return path
 
 
-def _write_markdown(tables: RunTables | ComparisonTables, out: Path | None) -> None:
+def _write_markdown(tables: RunTables | ComparisonTables, out: Path | None) -> Path | None:
+    """Print the text, or write it to `out` and return that."""
     from stepline.sim.report.markdown import comparison_markdown, run_markdown
     from stepline.sim.report.run_tables import RunTables
 
     text = run_markdown(tables) if isinstance(tables, RunTables) else comparison_markdown(tables)
     if out is None:
         sys.stdout.write(text)
-    else:
-        check_parent(out, "--out")
-        write_whole(out, text.encode())
+        return None
+    check_parent(out, "--out")
+    write_whole(out, text.encode())
+    return out
 
 
 def _write_timeline(directories: Sequence[Path], out: Path | None) -> Path:

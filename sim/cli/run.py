@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
+from stepline.traces.wording import counted
 
 from .parser import Parser, integer
 from .progress import progress_bar, working
@@ -144,7 +145,7 @@ def _intervals(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> 
         return None
     from stepline.sim.study.uncertainty import intervals
 
-    with working(f"{args.uncertainty} draws of the kernel constants", shown=not args.quiet):
+    with working(f"{counted(args.uncertainty, 'draw')} of the kernel constants", shown=not args.quiet):
         return intervals(trace, next(iter(configs.values())), draws=args.uncertainty)
 
 

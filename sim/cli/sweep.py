@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.wording import counted
+
 from .parser import Parser, integer
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class _Lines:
         tenth = 10 * (p.done + p.failed) // p.total
         if tenth > self._tenth or p.losses > self._losses:
             self._tenth, self._losses = tenth, p.losses
-            print(f"{self._name}: {p.done + p.failed}/{p.total} points{_note(p)}", file=sys.stderr)
+            print(f"{self._name}: {p.done + p.failed}/{counted(p.total, 'point')}{_note(p)}", file=sys.stderr)
 
 
 def _note(p: SweepProgress) -> str:
@@ -142,7 +144,7 @@ def _print(args: Namespace, result: SweepResult) -> None:
     elif not args.quiet:
         p = result.progress
         print(
-            f"{p.done} of {p.total} points in {p.wall_s:.1f} s{_note(p)}\nresults   {result.directory}/sweep.csv"
+            f"{counted(p.done, 'point', of=p.total)} in {p.wall_s:.1f} s{_note(p)}\nresults   {result.directory}/sweep.csv"
         )
     for settings, error in result.failures:
         print(f"simulate sweep: failed: {_words(settings)}: {error}", file=sys.stderr)

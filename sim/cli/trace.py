@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError, TraceError, nearest
+from stepline.traces.wording import counted
 
 from .parser import Parser, integer, number
 from .progress import working
@@ -104,8 +105,8 @@ def check_main(argv: Sequence[str]) -> int:
             _print_json(found)
             continue
         odd = len(found["warnings"])
-        remark = f", {odd} warning{'s' if odd > 1 else ''}" if odd else ""
-        print(f"{path}: {found['trace_format']}, {found['requests']:,} requests, no errors{remark}")
+        remark = f", {counted(odd, 'warning')}" if odd else ""
+        print(f"{path}: {found['trace_format']}, {counted(found['requests'], 'request')}, no errors{remark}")
         _warn(found["warnings"])
     return 0
 
@@ -164,9 +165,11 @@ def _write(args: Namespace, to: str) -> int:
 
     with working(f"writing {args.out}"):
         lost = _whole_if_unsorted(args, write, keep_extra=True)
-    print(f"{args.out}: {rows:,} requests, {to}")
+    print(f"{args.out}: {counted(rows, 'request')}, {to}")
     if lost:
-        listing = ", ".join(f"{'unknown keys' if k == 'extra' else k} ({n:,} rows)" for k, n in lost.items())
+        listing = ", ".join(
+            f"{'unknown keys' if k == 'extra' else k} ({counted(n, 'row')})" for k, n in lost.items()
+        )
         _warn([f"the {to} format cannot hold {listing}"])
     return 0
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
+from stepline.traces.wording import counted
 
 from .parser import Parser, integer, number
+from .progress import working
 
 if TYPE_CHECKING:
     from stepline.traces.synth import Profile
@@ -57,34 +59,37 @@ def fit_main(argv: Sequence[str]) -> int:
     """Fit a profile to a trace, write it, and say how near its traces come. Raises: ConfigError, TraceError."""
     args = _fit_parser().parse_args(list(argv))
     from stepline.traces.reading import read_trace
-    from stepline.traces.synth.fitted import distances, fit_profile
+    from stepline.traces.synth.fitted import SEEDS, distances, fit_profile
     from stepline.traces.synth.profile import Profile
 
-    trace = read_trace(
-        args.trace,
-        trace_format=args.trace_format,
-        hash_block_size=args.hash_block_size,
-        request_rate=args.request_rate,
-    )
+    with working(f"reading {args.trace}"):
+        trace = read_trace(
+            args.trace,
+            trace_format=args.trace_format,
+            hash_block_size=args.hash_block_size,
+            request_rate=args.request_rate,
+        )
     for warning in trace.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    spec = fit_profile(
-        trace,
-        name=args.name or Path(args.out).name.removesuffix(".json"),
-        kind=args.kind,
-        parts=args.part,
-        window_s=args.window,
-        source=args.source,
-        license=args.license,
-    )
+    with working(f"fitting a profile to {counted(len(trace), 'request')}"):
+        spec = fit_profile(
+            trace,
+            name=args.name or Path(args.out).name.removesuffix(".json"),
+            kind=args.kind,
+            parts=args.part,
+            window_s=args.window,
+            source=args.source,
+            license=args.license,
+        )
     profile = Profile(**spec)
     _save(args.out, profile)
-    found = distances(trace, profile)
+    with working(f"comparing {len(SEEDS)} generated traces with {args.trace}"):
+        found = distances(trace, profile)
     if args.json:
         print(json.dumps(found))
         return 0
     print(
-        f"{args.out}: {spec['workload']['kind']}, fitted to {len(trace):,} requests; medians of 5 generated traces:"
+        f"{args.out}: {spec['workload']['kind']}, fitted to {counted(len(trace), 'request')}; medians of {len(SEEDS)} generated traces:"
     )
     _print_distances(found)
     return 0
@@ -232,7 +237,7 @@ def _write(args: Namespace, profile: Profile) -> None:
     writable_format(args.to)
     rows, last_s = 0, 0.0
 
-    def counted(blocks: Iterator[Trace]) -> Iterator[Trace]:
+    def passing(blocks: Iterator[Trace]) -> Iterator[Trace]:
         nonlocal rows, last_s
         for block in blocks:
             rows += len(block)
@@ -246,10 +251,23 @@ def _write(args: Namespace, profile: Profile) -> None:
         n_requests=args.requests,
         rate_scale=args.rate_scale,
     )
-    lost = write_trace(counted(blocks), args.out, args.to)
-    print(f"{args.out}: {rows:,} requests in {last_s:,.1f} s, {args.to}")
+    duration_s = profile.duration_s if args.duration is args.requests is None else args.duration
+    with working(lambda: f"{args.out}: {_how_far(rows, args.requests, last_s, duration_s)}"):
+        lost = write_trace(passing(blocks), args.out, args.to)
+    print(f"{args.out}: {counted(rows, 'request')} in {last_s:,.1f} s, {args.to}")
     for name, count in lost.items():
-        print(f"warning: the {args.to} format cannot hold {name} ({count:,} rows)", file=sys.stderr)
+        print(f"warning: the {args.to} format cannot hold {name} ({counted(count, 'row')})", file=sys.stderr)
+
+
+def _how_far(rows: int, n_requests: int | None, last_s: float, duration_s: float | None) -> str:
+    """Requests made and the time they span, of those that are asked for where that is known.
+
+    >>> _how_far(1200, None, 31.0, 600.0)
+    '1,200 requests, 31 of 600 s generated'
+    """
+    all_rows = "" if n_requests is None else f" of {n_requests:,}"
+    whole = "" if duration_s is None else f" of {duration_s:,.0f}"
+    return f"{rows:,}{all_rows} requests, {last_s:,.0f}{whole} s generated"
 
 
 def _save(path: str, profile: Profile) -> None:

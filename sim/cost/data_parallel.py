@@ -7,7 +7,6 @@ the mean context, of s chunks ⌈s / dp⌉ of mean length; experts see the token
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from .calibration import Calibration
 from .decode_lines import Lines
 from .forms import Array, Split
 from .roofline import RooflineCostModel
+from .shares import largest_share, largest_shares
 from .specs import GpuSpec, ModelSpec
 from .token_costs import CountTable
 from .work import Progression, StepWork
@@ -82,19 +82,7 @@ class DataParallelCostModel(RooflineCostModel):
 
     def rank_work(self, work: StepWork) -> StepWork:
         """What the busiest rank computes of a step of all."""
-        tokens, seqs, pairs, kv_tokens, n, contexts, rows, generated = work
-        ranked_seqs, ranked_n = -(-seqs // self.dp), -(-n // self.dp)
-        of_chunks, of_decodes = ranked_seqs / max(seqs, 1), ranked_n / max(n, 1)
-        return StepWork(
-            math.ceil(tokens * of_chunks),
-            ranked_seqs,
-            pairs * of_chunks,  # type: ignore[arg-type]  # a share of a sum may be fractional
-            kv_tokens * of_chunks,  # type: ignore[arg-type]  # same
-            ranked_n,
-            tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
-            ranked_n - (n - rows) // self.dp,
-            generated * of_decodes,  # type: ignore[arg-type]  # same
-        )
+        return largest_share(work, self.dp, pieces=work.prefill_seqs)
 
     # --- many
 
@@ -111,18 +99,4 @@ class DataParallelCostModel(RooflineCostModel):
 
     def _ranked(self, get: Mapping[str, Any]) -> dict[str, Any]:
         """Columns of the busiest rank."""
-        chunks, decodes = get["prefill_seqs"], get["n_decode"]
-        ranked_chunks, ranked_decodes = np.ceil(chunks / self.dp), np.ceil(decodes / self.dp)
-        of_chunks = ranked_chunks / np.maximum(chunks, 1.0)
-        of_decodes = ranked_decodes / np.maximum(decodes, 1.0)
-        ranked = {
-            name: value * of_decodes
-            for name, value in get.items()
-            if name.startswith(("context_tokens", "generated_tokens"))
-        }
-        ranked |= {name: get[name] * of_chunks for name in ("attention_pairs", "prefill_kv_tokens")}
-        ranked["prefill_tokens"] = np.ceil(get["prefill_tokens"] * of_chunks)
-        ranked["prefill_seqs"], ranked["n_decode"] = ranked_chunks, ranked_decodes
-        finished = np.maximum(get["logits_rows"] - decodes, 0.0)
-        ranked["logits_rows"] = ranked_decodes + np.ceil(finished / self.dp)
-        return ranked
+        return largest_shares(get, self.dp, pieces=get["prefill_seqs"])

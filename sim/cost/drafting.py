@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import operators
+from .breakdown import add_seconds
 from .calibration import Calibration
 from .forms import Array, Split
 from .memory_ledger import kv_block_bytes
@@ -143,10 +144,7 @@ class HeadsDraft:
 def merged(one: Breakdown, other: Breakdown, times: Any = 1.0) -> Breakdown:
     """The breakdown of both, the other `times` over."""
     seconds = {kernel: dict(split) for kernel, split in one[0].items()}
-    for kernel, split in other[0].items():
-        book = seconds.setdefault(kernel, {})
-        for bound, s in split.items():
-            book[bound] = book[bound] + s * times if bound in book else s * times
+    add_seconds(seconds, other[0], times)
     return seconds, one[1] + other[1] * times, one[2] + other[2] * times
 
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import forms, operators
+from .breakdown import add_seconds, explained
 from .parameters import plain_bytes
-from .roofline import RooflineCostModel, context_column
+from .roofline import RooflineCostModel
 from .specs import ModelSpec
-from .work import Progression, StepCost, StepWork
+from .work import Progression, StepCost, StepWork, context_column
 
 KERNELS_PER_LAYER = 2
 """Kernels of one adapted linear layer: shrink (D -> r) and expand (r -> N), over all adapters of the batch (Punica,
@@ -117,11 +118,7 @@ class LoraCostModel:
 
     def explain(self, work: StepWork) -> StepCost:
         """The breakdown of one step."""
-        columns = {k: np.array([float(v)]) for k, v in work._asdict().items() if k != "context_tokens"}
-        columns |= {context_column(i): np.array([float(c)]) for i, c in enumerate(work.context_tokens)}
-        seconds, flops, moved = self.explain_many(columns)
-        plain = {k: {b: float(s[0]) for b, s in split.items() if s[0]} for k, split in seconds.items()}
-        return StepCost({k: split for k, split in plain.items() if split}, float(flops[0]), float(moved[0]))
+        return explained(self.explain_many, work)
 
     def explain_many(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Any, Any]:
         """The breakdown of many; the adapters' kernels are booked with the GEMMs."""
@@ -139,7 +136,6 @@ class LoraCostModel:
         compute, memory = more_flops / self.flops_per_s, more_bytes / self.bytes_per_s
         terms = {"compute": compute, "weight_bandwidth": memory}
         booked = forms.split_by_largest(some * self.launch_s, np.maximum(compute, memory), terms)
-        book = dict(seconds["gemm"])
-        for bound, s in booked.items():
-            book[bound] = book[bound] + s if bound in book else s
-        return {**seconds, "gemm": book}, flops + more_flops, moved + more_bytes
+        books = {"gemm": dict(seconds["gemm"])}
+        add_seconds(books, {"gemm": booked})
+        return {**seconds, **books}, flops + more_flops, moved + more_bytes

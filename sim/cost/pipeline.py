@@ -9,7 +9,6 @@ What a stage waits for the slowest one, and for micro-batches that are not there
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,9 +18,11 @@ import numpy as np
 from stepline.traces.errors import ConfigError
 
 from . import operators
+from .breakdown import add_seconds, explained
 from .forms import Array, Split
 from .kernel_parts import KernelParts
-from .roofline import RooflineCostModel, context_column
+from .roofline import RooflineCostModel
+from .shares import largest_share, largest_shares
 from .specs import ModelSpec
 from .token_costs import CollectivePart, CountTable
 from .weight_tensors import stage_layers
@@ -145,36 +146,19 @@ class PipelineCostModel:
 
     def micro_batch(self, work: StepWork) -> StepWork:
         """The largest micro-batch of a round."""
-        tokens, seqs, pairs, kv_tokens, n, contexts, rows, generated = work
-        pieces = max(seqs, -(-tokens // self.budget_tokens))
-        of_chunks = -(-pieces // self.pp) / max(pieces, 1)
-        decodes = -(-n // self.pp)
-        of_decodes = decodes / max(n, 1)
-        return StepWork(
-            math.ceil(tokens * of_chunks),
-            -(-seqs // self.pp),
-            pairs * of_chunks,  # type: ignore[arg-type]  # a share of a sum may be fractional
-            kv_tokens * of_chunks,  # type: ignore[arg-type]  # same
-            decodes,
-            tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
-            decodes - (n - rows) // self.pp,
-            generated * of_decodes,  # type: ignore[arg-type]  # same
-        )
+        pieces = max(work.prefill_seqs, -(-work.prefill_tokens // self.budget_tokens))
+        return largest_share(work, self.pp, pieces)
 
     # --- many
 
     def explain(self, work: StepWork) -> StepCost:
         """The breakdown of one round."""
-        columns = {k: np.array([float(v)]) for k, v in work._asdict().items() if k != "context_tokens"}
-        columns |= {context_column(i): np.array([float(c)]) for i, c in enumerate(work.context_tokens)}
-        seconds, flops, moved = self.explain_many(columns)
-        plain = {k: {b: float(s[0]) for b, s in split.items() if s[0]} for k, split in seconds.items()}
-        return StepCost({k: split for k, split in plain.items() if split}, float(flops[0]), float(moved[0]))
+        return explained(self.explain_many, work)
 
     def explain_many(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Any, Any]:
         """The breakdown of many rounds; bubbles are communication (a stage waits in its receive), bound `bubble`."""
         get = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
-        micro = self._micro(get)
+        micro = largest_shares(get, self.pp, self._pieces(get))
         shape = micro["n_decode"].shape
         seconds: dict[str, Split] = {"comm": {}}
         flops, moved, slowest = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -188,7 +172,7 @@ class PipelineCostModel:
                 books.setdefault("comm", {})["comm"] = books.get("comm", {}).get("comm", 0.0) + sent
             slowest = np.maximum(slowest, sum(s for book in books.values() for s in book.values()))
             times = stage.count * busy
-            _add(seconds, books, times)
+            add_seconds(seconds, books, times)
             flops, moved = flops + times * f, moved + times * b
         follow = np.maximum(
             np.ceil(get["prefill_tokens"] / np.maximum(get["prefill_seqs"] * self.budget_tokens, 1.0)) - 1.0,
@@ -204,31 +188,6 @@ class PipelineCostModel:
 
     def _pieces(self, get: Mapping[str, Array]) -> Array:
         return np.maximum(get["prefill_seqs"], np.ceil(get["prefill_tokens"] / self.budget_tokens))
-
-    def _micro(self, get: Mapping[str, Array]) -> dict[str, Array]:
-        """Columns of the largest micro-batch: `micro_batch` of arrays."""
-        pieces, n = self._pieces(get), get["n_decode"]
-        of_chunks = np.ceil(pieces / self.pp) / np.maximum(pieces, 1.0)
-        decodes = np.ceil(n / self.pp)
-        of_decodes = decodes / np.maximum(n, 1.0)
-        micro = {
-            name: value * of_decodes
-            for name, value in get.items()
-            if name.startswith(("context_tokens", "generated_tokens"))
-        }
-        micro |= {name: get[name] * of_chunks for name in ("attention_pairs", "prefill_kv_tokens")}
-        micro["prefill_tokens"] = np.ceil(get["prefill_tokens"] * of_chunks)
-        micro["prefill_seqs"] = np.ceil(get["prefill_seqs"] / self.pp)
-        micro["n_decode"] = decodes
-        micro["logits_rows"] = decodes + np.ceil(np.maximum(get["logits_rows"] - n, 0.0) / self.pp)
-        return micro
-
-
-def _add(seconds: dict[str, Split], books: Mapping[str, Mapping[str, Array]], times: Array) -> None:
-    for kernel, split in books.items():
-        book = seconds.setdefault(kernel, {})
-        for bound, s in split.items():
-            book[bound] = book[bound] + s * times if bound in book else s * times
 
 
 def pipeline(model: ModelSpec, pp: int, budget_tokens: int, make: Any) -> PipelineCostModel:

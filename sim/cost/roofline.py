@@ -12,6 +12,7 @@ from stepline.traces.errors import ConfigError
 from . import attention_backends, operators
 from .attention_backends import AttentionBackend
 from .attention_costs import ChunkAttention, WholePrompt
+from .breakdown import add_seconds, explained
 from .calibration import Calibration
 from .decode_lines import DecodeLines, Lines, above
 from .forms import Array, Split
@@ -19,7 +20,7 @@ from .kernel_parts import KernelParts, compute_peak
 from .ranges import RangeLog
 from .specs import EngineProfile, GpuSpec, ModelSpec
 from .token_costs import CountTable, graph_padding
-from .work import Progression, StepCost, StepWork
+from .work import Progression, StepCost, StepWork, context_column
 
 __all__ = ["IDEAL", "RooflineCostModel", "compute_peak", "context_column"]
 
@@ -265,21 +266,7 @@ class RooflineCostModel:
 
     def explain(self, work: StepWork) -> StepCost:
         """Seconds of one step by kernel and bound; they sum to `step_s(work)`."""
-        names = (
-            "prefill_tokens",
-            "prefill_seqs",
-            "attention_pairs",
-            "prefill_kv_tokens",
-            "n_decode",
-            "logits_rows",
-            "generated_tokens",
-        )
-        columns = {name: np.array([float(getattr(work, name))]) for name in names}
-        for index, context in enumerate(work.context_tokens):
-            columns[context_column(index)] = np.array([float(context)])
-        seconds, flops, bytes_ = self.explain_many(columns)
-        plain = {k: {b: float(s[0]) for b, s in split.items() if s[0]} for k, split in seconds.items()}
-        return StepCost({k: split for k, split in plain.items() if split}, float(flops[0]), float(bytes_[0]))
+        return explained(self.explain_many, work)
 
     def explain_many(self, columns: Mapping[str, Array]) -> tuple[dict[str, Split], Array, Array]:
         """Breakdown of many steps at once.
@@ -347,10 +334,7 @@ class RooflineCostModel:
     def _add(
         seconds: dict[str, Split], flops: Array, bytes_: Array, more: tuple[dict[str, Split], Array, Array]
     ) -> None:
-        for kernel, split in more[0].items():
-            book = seconds.setdefault(kernel, {})
-            for bound, s in split.items():
-                book[bound] = book[bound] + s if bound in book else s
+        add_seconds(seconds, more[0])
         flops += more[1]
         bytes_ += more[2]
 
@@ -396,8 +380,3 @@ class RooflineCostModel:
         lengths = columns["prefill_kv_tokens"][fresh] / chunks[fresh]
         self._ranges.check("attention_prefill", prefill, query_tokens=lengths)
         self._ranges.check_chunks(columns, self.history_rule)
-
-
-def context_column(window: int) -> str:
-    """Name of the step column that holds Σ context of attention window `window`."""
-    return "context_tokens" if window == 0 else f"context_tokens_{window}"

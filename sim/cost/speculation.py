@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .breakdown import explained
 from .drafting import Draft, merged
-from .roofline import RooflineCostModel, context_column
+from .roofline import RooflineCostModel
 from .work import Progression, StepCost, StepWork
 
 
@@ -49,15 +50,7 @@ class SpeculativeCostModel:
 
     def explain(self, work: StepWork) -> StepCost:
         """The breakdown of one step."""
-        columns = {
-            name: np.array([float(getattr(work, name))])
-            for name in StepWork._fields
-            if name != "context_tokens"
-        }
-        columns |= {context_column(i): np.array([float(c)]) for i, c in enumerate(work.context_tokens)}
-        seconds, flops, moved = self.explain_many(columns)
-        plain = {k: {b: float(s[0]) for b, s in split.items() if s[0]} for k, split in seconds.items()}
-        return StepCost({k: split for k, split in plain.items() if split}, float(flops[0]), float(moved[0]))
+        return explained(self.explain_many, work)
 
     def explain_many(self, columns: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Any, Any]:
         """The breakdown of many: target and draft under the kernels that they run."""

@@ -69,6 +69,11 @@ class Progression(NamedTuple):
     n: int
 
 
+def context_column(window: int) -> str:
+    """Name of the step column that holds Σ context of attention window `window`."""
+    return "context_tokens" if window == 0 else f"context_tokens_{window}"
+
+
 class CostModel(Protocol):
     """Prices steps. Pure: the same work always costs the same.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .label_room import BESIDE_PX, LIMIT_PX
 from .page_data import PageData
 
 Spec = dict[str, Any]
@@ -20,6 +21,13 @@ SPARSE: Spec = {"labelOverlap": "greedy", "labelSeparation": 10}
 SHORT = "abs(datum.value) < 1 ? format(datum.value, ',.3~r') : format(datum.value, ',.3~s')"
 """Label of a number without a prefix below 1: 0.2, 4, 1.5k."""
 
+
+def short_label(channel: str) -> str:
+    """`SHORT` of an axis that need not begin at 0: all digits where its ends are so close that three of them repeat."""
+    span = f"domain('{channel}')[1] - domain('{channel}')[0]"
+    return f"{span} < abs(datum.value) / 20 ? format(datum.value, ',.8~r') : {SHORT}"
+
+
 IN_WINDOW: Spec = {"filter": "datum.t >= t0 - 1e-9 && datum.t < t1 - 1e-9"}
 IS_SHOWN: Spec = {"filter": "indexof(shown, datum.run) >= 0"}
 IS_FOCUS: Spec = {"filter": "datum.run === focus"}
@@ -27,7 +35,9 @@ IS_FOCUS: Spec = {"filter": "datum.run === focus"}
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart: `table` of the page data that it draws, `spec` without data, `width`: share of a row."""
+    """One chart: `table` of the page data that it draws (`only` its rows with that value in that column), `spec` without
+    data, `width`: share of a row.
+    """
 
     name: str
     section: str
@@ -36,6 +46,12 @@ class Chart:
     spec: Spec
     caption: str = ""
     width: Literal["third", "half", "whole"] = "third"
+    only: tuple[str, str] | None = None
+
+    @property
+    def follows_window(self) -> bool:
+        """Whether it shows the window that is selected; figures of whole runs cannot."""
+        return self.table != "runs"
 
 
 def run_color(data: PageData) -> Spec:
@@ -61,7 +77,8 @@ def time_axis(data: PageData, *, whole: bool = False) -> Spec:
 
 def log_ms_axis(field: str, *, channel: str = "x") -> Spec:
     """A logarithmic axis of milliseconds, labelled µs, ms or s."""
-    return log_axis(field, _MS_LABEL, channel=channel)
+    close = f"domain('{channel}')[1] / domain('{channel}')[0] < 1.05"
+    return log_axis(field, f"({close} ? {_ms_label(6)} : {_ms_label(3)})", channel=channel)
 
 
 def log_axis(field: str, label: str, *, channel: str = "x") -> Spec:
@@ -81,10 +98,13 @@ def log_axis(field: str, label: str, *, channel: str = "x") -> Spec:
     }
 
 
-_MS_LABEL = (
-    "(datum.value >= 1000 ? format(datum.value / 1000, ',.3~r') + ' s' : "
-    "datum.value >= 1 ? format(datum.value, '.3~r') + ' ms' : format(datum.value * 1000, ',.3~r') + ' µs')"
-)
+def _ms_label(digits: int) -> str:
+    """Vega expression of a label of so many significant digits, in µs, ms or s."""
+    form = f"',.{digits}~r'"
+    return (
+        f"(datum.value >= 1000 ? format(datum.value / 1000, {form}) + ' s' : "
+        f"datum.value >= 1 ? format(datum.value, {form}) + ' ms' : format(datum.value * 1000, {form}) + ' µs')"
+    )
 
 
 def distribution(series: str, *, tail: bool = False) -> list[Spec]:
@@ -120,15 +140,18 @@ def tip(field: str, title: str, form: str = ",.3~g") -> Spec:
 
 
 def name_beside(x_field: str) -> Spec:
-    """A text mark beside a point, on the side where there is room for it."""
+    """A text mark beside a point, on the side where there is room for it, `dy` px lower than the point (see
+    `label_room`; 8 px higher where the data do not say).
+    """
     right = f"scale('x', datum.{x_field}) > width / 2"
     return {
         "type": "text",
         "align": {"expr": f"{right} ? 'right' : 'left'"},
-        "dx": {"expr": f"{right} ? -9 : 9"},
-        "dy": -8,
+        "dx": {"expr": f"{right} ? -{BESIDE_PX:g} : {BESIDE_PX:g}"},
+        "dy": {"expr": "isValid(datum.dy) ? datum.dy : -8"},
+        "baseline": "middle",
         "color": "#808891",
-        "limit": 230,
+        "limit": LIMIT_PX,
     }
 
 

@@ -36,7 +36,6 @@ def _chart(data: PageData, metric: str, kind: str) -> Chart:
     spec: Spec = {
         "height": 180,
         "transform": [
-            {"filter": f"datum.metric === '{metric}'"},
             IS_SHOWN,
             *distribution("run", tail=tail),
         ],
@@ -61,6 +60,7 @@ def _chart(data: PageData, metric: str, kind: str) -> Chart:
         "latency",
         spec,
         _TAIL_CAPTION if tail else _METRICS[metric],
+        only=("metric", metric),
     )
 
 
@@ -90,7 +90,6 @@ def _measured(metric: str) -> Chart:
     spec: Spec = {
         "height": 200,
         "transform": [
-            {"filter": f"datum.metric === '{metric}'"},
             IS_FOCUS,
             *distribution("source"),
         ],
@@ -109,4 +108,6 @@ def _measured(metric: str) -> Chart:
     }
     caption = "the requests that have a measured value"
     title = f"{metric}: measured and simulated"
-    return Chart(f"observed_{metric.lower()}", "observed", title, "observed", spec, caption)
+    return Chart(
+        f"observed_{metric.lower()}", "observed", title, "observed", spec, caption, only=("metric", metric)
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
-from .chart_parts import PALETTE, SPARSE, Chart, Spec, name_tip, tip
+from .chart_parts import PALETTE, SPARSE, Chart, Spec, log_ms_axis, name_beside, name_tip, tip
+from .label_room import offsets, shares
 
 METRICS = {"ttft_p99": "TTFT p99", "tpot_p99": "TPOT p99", "e2e_p99": "E2E p99"}
 """What price can be set against."""
@@ -28,6 +30,8 @@ def tables(plan: Mapping[str, Any]) -> dict[str, Rows]:
         for metric in METRICS
         if row["at_load"].get(metric) is not None
     ]
+    for metric in METRICS:
+        _give_room([row for row in prices if row["metric"] == metric])
     looks = [
         {"label": row["label"], "goodput": look["rate_per_s"] * look.get("good_frac", 0.0), **look}
         for row in simulated
@@ -39,6 +43,26 @@ def tables(plan: Mapping[str, Any]) -> dict[str, Rows]:
         "looks": looks,
         "loads": [dict(row) for row in plan["load_sensitivity"]],
     }
+
+
+_FRONT_PX = (900, 340)
+"""Size of the plot of price against latency, on a page of 1200 px."""
+
+
+def _give_room(rows: Rows) -> None:
+    """`dy`: where the name of each point of the front stands (see `label_room`)."""
+    across = shares([row["usd_per_hour"] for row in rows])
+    up = shares([row["ms"] for row in rows], is_log=True)
+    least, front = inf, []
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i]["usd_per_hour"], rows[i]["ms"])):
+        if rows[i]["ms"] < least:
+            least = rows[i]["ms"]
+            front.append(i)
+    front.sort(key=lambda i: not rows[i]["wins"])  # the plan's own name comes first
+    names = [str(rows[i]["label"]) for i in front]
+    found = offsets(names, [across[i] for i in front], [up[i] for i in front], *_FRONT_PX)
+    for i, dy in zip(front, found, strict=True):
+        rows[i]["dy"] = dy
 
 
 def _base(row: Mapping[str, Any], wins: bool) -> dict[str, Any]:
@@ -88,15 +112,15 @@ def _front(gpus: Sequence[str]) -> Chart:
     """Price of carrying the load against a latency under it; the line joins what nothing else beats in both."""
     x = {"field": "usd_per_hour", "type": "quantitative", "title": "$ per hour for the load",
          "scale": {"zero": False, "padding": 12}, "axis": {"tickCount": 6, **SPARSE}}  # fmt: skip
-    y = {"field": "ms", "type": "quantitative", "title": "ms", "scale": {"type": "log", "padding": 12},
-         "axis": {"tickCount": 5, "format": ",~g", "gridOpacity": 0.6}}  # fmt: skip
+    y = log_ms_axis("ms", channel="y")
+    y["scale"] |= {"padding": 14}
     best = [
         {"window": [{"op": "min", "field": "ms", "as": "least"}], "sort": [{"field": "usd_per_hour"}, {"field": "ms"}],
          "frame": [None, 0]},
         {"filter": "datum.ms <= datum.least"},
     ]  # fmt: skip
     spec: Spec = {
-        "height": 340,
+        "height": _FRONT_PX[1],
         "transform": [{"filter": "datum.metric === metric"}],
         "encoding": {"x": x, "y": y},
         "layer": [
@@ -118,8 +142,8 @@ def _front(gpus: Sequence[str]) -> Chart:
                 "mark": {"type": "point", "size": 320, "strokeWidth": 2, "color": PALETTE[2]},
             },
             {
-                "transform": best,
-                "mark": {"type": "text", "dx": 10, "dy": -7, "align": "left", "color": "#808891"},
+                "transform": [{"filter": "isValid(datum.dy)"}],
+                "mark": name_beside("usd_per_hour"),
                 "encoding": {"text": {"field": "label"}},
             },
         ],

@@ -96,7 +96,6 @@ def _steps(data: PageData, what: str, title: str, unit: str, x: Spec) -> Chart:
     spec: Spec = {
         "height": 180,
         "transform": [
-            {"filter": f"datum.what === '{what}'"},
             IS_SHOWN,
             IN_WINDOW,
             {"aggregate": sums, "groupby": ["run", "x", "x2"]},
@@ -126,7 +125,8 @@ def _steps(data: PageData, what: str, title: str, unit: str, x: Spec) -> Chart:
         },
     }
     caption = "sequences in a step" if what == "batch" else "duration of a step"
-    return Chart(what, "steps", title, "steps", spec, f"{caption}; share of the busy time", width="half")
+    caption = f"{caption}; share of the busy time"
+    return Chart(what, "steps", title, "steps", spec, caption, width="half", only=("what", what))
 
 
 def roofline(data: PageData, peaks: Mapping[str, float]) -> Chart:

@@ -50,7 +50,7 @@ def _attainment(data: PageData) -> Chart:
             {"data": {"values": [{}]}, "mark": {"type": "rule", "strokeDash": [4, 3], "color": _RULE},
              "encoding": {"x": {"datum": 1}}},
             {
-                "transform": [{"filter": "datum.metric === 'SLO'"}, IS_SHOWN, *distribution("run")],
+                "transform": [IS_SHOWN, *distribution("run")],
                 "mark": {"type": "line", "strokeWidth": 2, "clip": True},
                 "encoding": {
                     "x": x,
@@ -63,7 +63,7 @@ def _attainment(data: PageData) -> Chart:
         ],
     }  # fmt: skip
     caption = "share of submitted requests within every limit, if all limits were so many times as long"
-    return Chart("attainment", "tradeoff", "SLO attainment", "latency", spec, caption)
+    return Chart("attainment", "tradeoff", "SLO attainment", "latency", spec, caption, only=("metric", "SLO"))
 
 
 _DOLLARS: Spec = {"field": "usd", "type": "quantitative", "title": "$ per million output tokens",
@@ -98,5 +98,5 @@ def _front(data: PageData, title: str, across: str, x: Spec, up: str) -> Chart:
             {"transform": [*front, first, {"filter": "datum.twin === 1"}], "mark": label, "encoding": {"text": {"field": "run"}}},
         ],
     }  # fmt: skip
-    caption = "of the whole run; left and low is better, the line joins what no other run beats in both"
+    caption = "of the whole runs, whatever window is selected; left and low is better, the line joins what no other run beats in both"
     return Chart(f"{across}_{up}", "tradeoff", title, "runs", spec, caption)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stepline.traces.wording import counted
+
 from .units import rate_text, seconds_text, share_text
 
 
@@ -19,7 +21,7 @@ def fleet_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _pools(part: Mapping[str, Any]) -> str:
     text = (
-        f"{part['prefill_replicas']} prefill + {part['decode_replicas']} decode; {part['transfers']:,} transfers, "
+        f"{part['prefill_replicas']} prefill + {part['decode_replicas']} decode; {counted(part['transfers'], 'transfer')}, "
         f"{rate_text(part['transferred_bytes_per_gpu'] / 1e9)} GB a GPU, mean {seconds_text(part['mean_transfer_s'])} "
         f"after {seconds_text(part['mean_wait_s'])} wait for room"
     )
@@ -28,18 +30,18 @@ def _pools(part: Mapping[str, Any]) -> str:
 
 def _outages(part: Mapping[str, Any]) -> str:
     n = part["outages"]
-    text = f"{n:,} outage{'' if n == 1 else 's'}, {seconds_text(part['down_s'])} down"
+    text = f"{counted(n, 'outage')}, {seconds_text(part['down_s'])} down"
     if not part["retried_requests"]:
         return f"{text}; nobody was hit"
     return (
-        f"{text}; {part['retried_requests']:,} requests sent again, recovered after "
+        f"{text}; {counted(part['retried_requests'], 'request')} sent again, recovered after "
         f"{seconds_text(part['mean_recovery_s'])} (longest {seconds_text(part['longest_recovery_s'])})"
     )
 
 
 def _scaling(part: Mapping[str, Any]) -> str:
     return (
-        f"{part['scale_outs']:,} replicas started, {part['scale_ins']:,} retired, "
+        f"{counted(part['scale_outs'], 'replica')} started, {part['scale_ins']:,} retired, "
         f"at most {part['most_replicas']} at a time"
     )
 
@@ -58,7 +60,7 @@ def _drafts(part: Mapping[str, Any]) -> str:
 
 
 def _adapters(part: Mapping[str, Any]) -> str:
-    return f"{part['loads']:,} loads to a GPU, steps held up for {seconds_text(part['load_s'])}"
+    return f"{counted(part['loads'], 'load')} to a GPU, steps held up for {seconds_text(part['load_s'])}"
 
 
 _PARTS = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepline.traces.wording import counted
+
 from .comparison_tables import ComparisonTables, metric_name, records
 from .fleet_lines import fleet_lines
 from .run_tables import RunTables
@@ -57,7 +59,7 @@ def _bullets(summary: Mapping[str, Any]) -> str:
     lines = [
         requests_text(summary),
         f"{rate_text(rates['requests_per_s'])} requests/s, {rate_text(rates['output_tokens_per_s'])} output tokens/s",
-        f"KV peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks, "
+        f"KV peak {share_text(kv['peak_used_frac'])} of {counted(kv['blocks_total'], 'block')}, "
         f"prefix hits {share_text(kv['prefix_hit_token_frac'])}",
         *([f"KV tiers: {tiers_text(kv)}"] if "tiers" in kv else []),
         f"GPU time: {time_text(summary)}",

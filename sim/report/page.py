@@ -105,7 +105,7 @@ def _content(runs: Sequence[RunTables], data: PageData, made: Sequence[Chart], f
         "bin": data.step,
         "params": {**default_params(data), "focus": focus},
         "themes": {theme: theme_config(theme) for theme in THEMES},
-        "charts": [{"name": c.name, "table": c.table, "spec": c.spec} for c in made],
+        "charts": [{"name": c.name, "table": c.table, "only": c.only, "spec": c.spec} for c in made],
         "tables": {name: packed(table) for name, table in data.tables.items()},
         "headline": {run.label: parts.headline(run.summary) for run in runs},
         "replicas": {run.label: run.config.get("replicas") or 1 for run in runs},

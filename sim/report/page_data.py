@@ -161,18 +161,14 @@ def _arrivals(run: RunTables, grid: _Grid, n: int, covered: Floats) -> dict[str,
 
 
 def _latency(run: RunTables, grid: _Grid) -> pd.DataFrame:
-    """Requests by arrival and latency, gaps by emission and size; x in ms, the lower border of a bin."""
+    """Requests by arrival and latency, gaps by emission and size; x in ms, the lower border of a bin.
+
+    TTFT, E2E, ITL and SLO: what the page draws; others would only make it longer.
+    """
     done = run.requests[run.requests["status"] == "finished"]
     arrival, first, finish = (done[name].to_numpy() for name in ("arrival_s", "first_token_s", "finish_s"))
     t = grid.index(arrival)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = (finish - first) / (done["output_tokens"].to_numpy() - 1.0)
-    values = {
-        "TTFT": first - arrival,
-        "TPOT": tpot,
-        "E2E": finish - arrival,
-        "queue": done["scheduled_s"].to_numpy() - arrival,
-    }
+    values = {"TTFT": first - arrival, "E2E": finish - arrival}
     frames = [_counted(name, t, seconds) for name, seconds in values.items()]
     gaps = run.histograms[run.histograms["what"] == "itl"]
     frames.append(_counted("ITL", grid.index(gaps["t_s"]), gaps["x"].to_numpy(), gaps["steps"].to_numpy()))

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import orjson
+from stepline.traces.wording import counted
 
 from .chart_parts import PALETTE, Chart
 from .comparison_tables import ComparisonTables, metric_name, records
@@ -84,7 +85,7 @@ def headline(summary: Summary) -> list[tuple[str, str, str]]:
     usd = summary["cost"]["usd_per_million_output_tokens"]
     good = rates["goodput_requests_per_s"]
     note = (
-        f"of {requests['submitted']:,} requests"
+        f"of {counted(requests['submitted'], 'request')}"
         if lost
         else f"{rate_text(rates['requests_per_s'])} requests/s"
     )
@@ -125,9 +126,15 @@ def chart_card(chart: Chart) -> str:
             '<label><input type="radio" name="slow_by" value="ttft"> TTFT</label></p>'
         )
     return (
-        f'<div class="card {chart.width}"><h3>{escape(chart.title)}</h3>{caption}{choice}'
-        f'<div class="chart" id="chart-{chart.name}"></div></div>'
+        f'<div class="card {chart.width}{"" if chart.follows_window else " whole-run"}"><h3>{escape(chart.title)}</h3>{caption}{choice}'
+        f'<div class="chart" id="chart-{chart.name}" style="min-height: {_least_px(chart)}px"></div></div>'
     )
+
+
+def _least_px(chart: Chart) -> int:
+    """The height that a chart is given before it is drawn, so that the page does not grow under its reader."""
+    height = chart.spec.get("height")
+    return height if isinstance(height, int) else 0
 
 
 def latency_section(summary: Summary) -> str:
@@ -234,7 +241,7 @@ def provenance(runs: Sequence[RunTables]) -> str:
     trace = first.config["trace"]
     facts = {
         "command": first.manifest.get("command"),
-        "trace": f"{trace['source']} ({trace['requests']:,} requests, sha256 {str(trace['sha256'])[:16]})",
+        "trace": f"{trace['source']} ({counted(trace['requests'], 'request')}, sha256 {str(trace['sha256'])[:16]})",
         "calibration": first.config.get("calibration"),
         "versions": ", ".join(f"{name} {version}" for name, version in first.manifest["versions"].items()),
     }

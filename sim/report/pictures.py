@@ -54,9 +54,15 @@ def standalone(chart: Chart, data: PageData, theme: Theme = "light", width: int 
         "params": [*own, *params, {"name": "bin", "value": data.step}],
         "width": {"third": width, "half": width, "whole": 2 * width}[chart.width],
         "title": chart.title,
-        "data": {"values": records(data.tables[chart.table])},
+        "data": {"values": records(_rows(chart, data))},
         "config": {**theme_config(theme), "background": THEMES[theme]["ground"]},
     }
+
+
+def _rows(chart: Chart, data: PageData) -> pd.DataFrame:
+    """What a chart draws."""
+    table = data.tables[chart.table]
+    return table if chart.only is None else table[table[chart.only[0]] == chart.only[1]]
 
 
 def _with_legend(spec: Any) -> Any:

@@ -19,7 +19,8 @@ GPU_TIME = "GPU time per output token"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A run's place (1 is best), and why: its strongest and its weakest figure beside another run's.
+    """A run's place (1 is best), and why: its strongest and its weakest figure beside another run's, and what holds it
+    back where it cannot keep up with its load.
 
     `is_tie`: the run before it cannot be told apart (the interval of the mean latency difference holds 0).
     """
@@ -49,7 +50,8 @@ def rank(comparison: Comparison) -> list[Place]:
     figures = _figures(comparison)
     rivals = [order[1 if len(order) > 1 else 0], *[order[0]] * (len(order) - 1)]
     ties = [False, *(_tie(comparison, a, b) for a, b in pairwise(order))]
-    whys = [_why(run, rival, figures) for run, rival in zip(order, rivals, strict=True)]
+    held = [_held_back(comparison.summaries[run]) for run in order]
+    whys = [_why(run, rival, figures) + back for run, rival, back in zip(order, rivals, held, strict=True)]
     if len(order) > 1:
         whys[0] = f"{_decided(comparison.summaries[order[0]], comparison.summaries[order[1]])}; {whys[0]}"
     return [
@@ -125,6 +127,12 @@ def _why(run: str, rival: str, figures: list[_Figure]) -> str:
         return f"no figure differs from {rival} by more than {CLEAR_RATIO - 1:.0%}"
     by_name = {f.name: f for f in figures}
     return f"against {rival}: " + "; ".join(_said(run, rival, by_name[name]) for name in named)
+
+
+def _held_back(summary: Mapping[str, Any]) -> str:
+    """What the verdict says of a run that falls behind its load; of any other, nothing."""
+    found = summary["verdict"]
+    return f". {found['headline']}" if found["overloaded"] else ""
 
 
 def _extremes(gains: Mapping[str, float]) -> list[str]:

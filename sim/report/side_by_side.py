@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepline.traces.wording import counted
+
 from .units import rate_text, seconds_text, share_text
 
 
@@ -106,6 +108,9 @@ def tiers_text(kv: Mapping[str, Any]) -> str:
 def requests_text(summary: Mapping[str, Any]) -> str:
     """How the requests ended, in one line."""
     requests = summary["requests"]
-    lost = {k: requests[k] for k in ("rejected", "timed_out", "unfinished", "preemptions") if requests[k]}
+    lost = {k: requests[k] for k in ("rejected", "timed_out", "unfinished") if requests[k]}
     done = f"{requests['completed']:,} of {requests['submitted']:,} completed"
-    return "; ".join([done, *(f"{v:,} {k.replace('_', ' ')}" for k, v in lost.items())])
+    parts = [done, *(f"{v:,} {k.replace('_', ' ')}" for k, v in lost.items())]
+    if n := requests["preemptions"]:
+        parts.append(counted(n, "preemption"))
+    return "; ".join(parts)

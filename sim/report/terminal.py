@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from stepline.traces.wording import counted
 
 from .fitting import Fitting
 from .fleet_lines import fleet_lines
@@ -57,7 +58,7 @@ def _headline(summary: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("requests", requests_text(summary))
     table.add_row("throughput", _throughput(rates))
-    used = f"peak {share_text(kv['peak_used_frac'])} of {kv['blocks_total']:,} blocks"
+    used = f"peak {share_text(kv['peak_used_frac'])} of {counted(kv['blocks_total'], 'block')}"
     table.add_row(
         "KV cache", f"{used}, prefix hits {share_text(kv['prefix_hit_token_frac'])} of prompt tokens"
     )
@@ -84,7 +85,7 @@ def _cost(summary: Mapping[str, Any]) -> str:
     gpus, seconds = summary["n_gpus"], summary["duration_s"]
     if "hardware" in summary.get("fleet", {}):
         return f"{money}; {summary['cost']['gpu_hours']:.3g} GPU hours in {seconds_text(seconds)}"
-    return f"{money}; {gpus} GPU{'s' if gpus > 1 else ''} for {seconds_text(seconds)}"
+    return f"{money}; {counted(gpus, 'GPU')} for {seconds_text(seconds)}"
 
 
 def _slo(slo: Mapping[str, Any]) -> Text:
@@ -115,7 +116,7 @@ def _statistics_table(title: str) -> Table:
 def _uncertainty(found: Mapping[str, Any]) -> Table:
     """Intervals of a run over drawn kernel constants."""
     table = Table(box=None, padding=(0, 2), header_style="bold")
-    title = f"{found['level']:.0%} of {found['draws']} draws of the kernel constants"
+    title = f"{found['level']:.0%} of {counted(found['draws'], 'draw')} of the kernel constants"
     for name, side in ((title, "left"), ("nominal", "right"), ("low", "right"), ("high", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]  # a Literal that rich spells out
     for group, names in found["figures"].items():

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.wording import counted
+
 if TYPE_CHECKING:
     from .run_tables import RunTables
 
@@ -40,8 +42,7 @@ def trace_text(config: Mapping[str, Any]) -> str:
 def subtitle(runs: Sequence[RunTables]) -> str:
     """The line under a page's heading."""
     trace = runs[0].config["trace"]
-    requests = f"{trace['requests']:,} request{'' if trace['requests'] == 1 else 's'}"
-    return f"{requests} · {setup_text([run.config for run in runs])}"
+    return f"{counted(trace['requests'], 'request')} · {setup_text([run.config for run in runs])}"
 
 
 def file_stem(runs: Sequence[RunTables]) -> str:

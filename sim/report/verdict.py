@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from stepline.sim.engine.result import RunResult
+from stepline.traces.wording import counted
 
 _NAMES = {
     "compute_bound": "compute",
@@ -40,6 +41,8 @@ SEATS_FRAC = 0.95
 _LARGER_BATCHES = "larger batches"
 
 _LESS_RESERVED = "a lower --max-model-len: the policy reserves that much KV for each sequence"
+
+_RESERVED = ": the policy reserves each one's longest possible output"
 
 _RESERVING = ("static", "orca")
 """Policies that reserve KV for a whole sequence when they admit it."""
@@ -168,7 +171,8 @@ def is_overloaded(result: RunResult) -> bool:
 
 def _headline(state: _State, idle_frac: float, steps: str) -> str:
     if state.overloaded:
-        cause = "no KV room for more sequences" if state.kv_short else steps
+        room = f"no KV room for more sequences{_RESERVED if state.reserves else ''}"
+        cause = room if state.kv_short else steps
         return f"Overloaded: requests queue faster than they are served; {cause}."
     if state.idle:
         return f"The GPU idles {idle_frac:.0%} of the time: the load is small; {steps}."
@@ -186,10 +190,10 @@ def _facts(summary: Mapping[str, Any], state: _State, config: Mapping[str, Any])
     if state.overloaded:
         facts.append("the waiting queue was still growing when the last request arrived")
     if state.kv_short or state.seats_taken:
-        limit = "" if state.max_num_seqs is None else f" of {state.max_num_seqs} seats"
+        limit = "" if state.max_num_seqs is None else f" of {counted(state.max_num_seqs, 'seat')}"
         facts.append(
             f"at most {state.seats:.0f}{limit} were taken, KV blocks peak at "
-            f"{summary['kv']['peak_used_frac']:.0%}, {summary['requests']['preemptions']} preemptions"
+            f"{summary['kv']['peak_used_frac']:.0%}, {counted(summary['requests']['preemptions'], 'preemption')}"
         )
     queue, e2e = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
     if queue is not None and e2e and queue > 0.1 * e2e:
@@ -211,10 +215,16 @@ def _lost(requests: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
         limit = f"--max-model-len {length:,}" if length <= room else f"the KV cache of {room:,} tokens"
         why = f": longer than {limit}"
     if requests["rejected"]:
-        facts.append(f"{requests['rejected']:,} of {requests['submitted']:,} requests were rejected{why}")
+        facts.append(
+            f"{counted(requests['rejected'], 'request', of=requests['submitted'])} {_were(requests['rejected'])} rejected{why}"
+        )
     if requests["timed_out"]:
-        facts.append(f"{requests['timed_out']:,} of {requests['submitted']:,} requests timed out")
+        facts.append(f"{counted(requests['timed_out'], 'request', of=requests['submitted'])} timed out")
     return facts
+
+
+def _were(n: int) -> str:
+    return "was" if n == 1 else "were"
 
 
 def _is_done(text: str, config: Mapping[str, Any]) -> bool:

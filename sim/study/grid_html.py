@@ -6,8 +6,21 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..report.chart_parts import PALETTE, SHORT, SPARSE, Chart, Spec, log_ms_axis, name_beside, name_tip, tip
+from stepline.traces.wording import counted
+
+from ..report.chart_parts import (
+    PALETTE,
+    SPARSE,
+    Chart,
+    Spec,
+    log_ms_axis,
+    name_beside,
+    name_tip,
+    short_label,
+    tip,
+)
 from ..report.charts import SCHEMA
+from ..report.label_room import offsets, shares
 from ..report.page import fill, resource, script_json, vega_bundle
 from ..report.page_parts import chart_card, section
 from ..report.pictures import THEMES, theme_config
@@ -61,8 +74,7 @@ def grid_html(grid: Grid, title: str, command: str) -> str:
         "@TITLE@": escape(title),
         "@CSS@": resource("style.css"),
         "@HEADING@": escape(title),
-        "@SUBTITLE@": f"{len(grid.configs)} runs of the same requests, {grid.rows[0].replications} replication"
-        + ("" if grid.rows[0].replications == 1 else "s"),
+        "@SUBTITLE@": f"{len(grid.configs)} runs of the same requests, {counted(grid.rows[0].replications, 'replication')}",
         "@BODY@": body,
         "@FOOTER@": f"<code>{escape(command)}</code>",
         "@DATA@": script_json(content),
@@ -92,7 +104,26 @@ def _points(grid: Grid) -> list[dict[str, Any]]:
             points.append(
                 {"run": run, "tokens": have[run, "output_tokens_per_s"], "best": run in grid.pareto, **known}
             )
+    return _with_room(points)
+
+
+def _with_room(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`dy_<latency>`: where the names of the Pareto set stand in each chart (None: no room)."""
+    up = shares([point["tokens"] for point in points])
+    named = [i for i, point in enumerate(points) if point["best"]]
+    for key in _TAILS:
+        across = shares([point[key] for point in points], is_log=True)
+        names = [points[i]["run"] for i in named]
+        found = offsets(names, [across[i] for i in named], [up[i] for i in named], _WIDTH_PX, _HEIGHT_PX)
+        for i, dy in zip(named, found, strict=True):
+            points[i][f"dy_{key}"] = dy
     return points
+
+
+_WIDTH_PX = 420
+"""Width of a plot in half a page of 1200 px."""
+
+_HEIGHT_PX = 300
 
 
 def _throughput(grid: Grid, key: str) -> Chart:
@@ -103,17 +134,18 @@ def _throughput(grid: Grid, key: str) -> Chart:
     x = log_ms_axis(key)
     x["title"], x["scale"] = _TAILS[key], x["scale"] | {"padding": 14}
     y = {"field": "tokens", "type": "quantitative", "title": "output tokens/s", "scale": {"zero": False, "padding": 14},
-         "axis": {"labelExpr": SHORT, "tickCount": 5, **SPARSE}}  # fmt: skip
+         "axis": {"labelExpr": short_label("y"), "tickCount": 5, **SPARSE}}  # fmt: skip
     tips = [name_tip("run", "run"), tip("tokens", "output tokens/s", ",.4~r"), tip(key, f"{_TAILS[key]}, ms"),
             name_tip("best", "in the Pareto set")]  # fmt: skip
     spec: Spec = {
-        "height": 300,
+        "height": _HEIGHT_PX,
         "encoding": {"x": x, "y": y},
         "layer": [
             {"mark": {"type": "point", "filled": True, "size": 110},
              "encoding": {"color": color, "tooltip": tips,
                           "opacity": {"condition": {"test": "datum.best", "value": 1}, "value": 0.5}}},
-            {"transform": [{"filter": "datum.best"}],
+            {"transform": [{"filter": f"datum.best && isValid(datum.dy_{key})"},
+                           {"calculate": f"datum.dy_{key}", "as": "dy"}],
              "mark": name_beside(key),
              "encoding": {"text": {"field": "run"}}},
         ],

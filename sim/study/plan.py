@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
+from stepline.traces.wording import counted
 
 from .config import FLEET_TEXTS, flag
 from .executors import Executor, InProcess
@@ -71,7 +72,7 @@ def plan(
     load = loaded(trace, first)
     if len(load) < LEAST_REQUESTS or mean_rate(load) == inf:
         raise ConfigError(
-            f"--trace: {len(load)} requests, a plan needs at least {LEAST_REQUESTS} over some time"
+            f"--trace: {counted(len(load), 'request')}, a plan needs at least {LEAST_REQUESTS} over some time"
         )
     with tempfile.TemporaryDirectory(prefix="stepline-plan-") as directory:
         planner = _Planner(
@@ -190,7 +191,8 @@ class _Planner:
             needed = ceil(self.ledger.load_per_s / (found.rate_per_s * POOLING))
             if found.misses or needed > self.max_replicas:
                 why = (
-                    found.misses or f"needs at least {needed} replicas, --max-replicas is {self.max_replicas}"
+                    found.misses
+                    or f"needs at least {counted(needed, 'replica')}, --max-replicas is {self.max_replicas}"
                 )
                 out.append(self._out(candidate, why, found.rate_per_s))
                 continue

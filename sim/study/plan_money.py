@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.wording import counted
+
 from .plan_types import Row
 from .prices import GpuCost, Prices
 
@@ -83,7 +85,7 @@ class Ledger:
             usd_per_million_tokens_full=None if one is None else one / full_tokens,
         )
         if n > most:
-            return replace(row, why=f"needs {n} replicas, --max-replicas is {most}")
+            return replace(row, why=f"needs {counted(n, 'replica')}, --max-replicas is {most}")
         busy = found.at_load["busy_frac"]
         usd = self.usd_per_hour(gpu, config, n, busy)
         gpus = n * base.gpus_per_replica

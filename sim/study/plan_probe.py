@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stepline.traces.transform import rate_scale
+from stepline.traces.wording import counted
 
 from ..report import metrics
 from ..report.slo import Slo
@@ -60,7 +61,7 @@ def pile_up_frac(result: RunResult) -> float:
 def _verdict(result: RunResult, figures: dict[str, float], slo: Slo | None) -> tuple[bool, str | None]:
     lost = int((result.requests["status"] != metrics.FINISHED).sum())
     if lost:
-        return False, f"{lost} requests rejected or given up"
+        return False, f"{counted(lost, 'request')} rejected or given up"
     if figures["pile_up_frac"] > PILE_UP_FRAC:
         return False, "the queue grows"
     if slo is None:

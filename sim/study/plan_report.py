@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.wording import counted
+
 from ..report.plan_page import plan_page
 from ..report.run_dir import MANIFEST, atomic_dir, json_bytes, versions, write_json
 from ..report.units import seconds_text
@@ -108,7 +110,7 @@ def answer(plan: PlanResult) -> str:
     slo = f" within {plan.slo}" if plan.slo else ""
     best = plan.winner
     if best is None:
-        return f"No candidate carries {load}{slo} with at most {plan.settings['max_replicas']} replicas."
+        return f"No candidate carries {load}{slo} with at most {counted(plan.settings['max_replicas'], 'replica')}."
     price = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f}/h"
     return f"Buy {best.replicas} × {best.label} ({_gpus(best.gpus)}{price}): it carries {load}{slo}."
 
@@ -129,7 +131,7 @@ def details(plan: PlanResult) -> str:
 
 
 def _gpus(n: int) -> str:
-    return f"{n} GPU{'' if n == 1 else 's'}"
+    return f"{counted(n, 'GPU')}"
 
 
 def _candidates(rows: Sequence[Row]) -> Table:

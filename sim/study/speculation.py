@@ -150,8 +150,9 @@ def read_speculation(text: str) -> Speculation:
         raise ConfigError(f"{FLAG}: {' and '.join(_LOOKUP)} go with the method ngram")
     if "acceptance" not in given:
         raise ConfigError(
-            f"{FLAG}: acceptance: got none, expected a chance per token (0.7), shares by position ([0.8, 0.6]) or "
-            '{"histogram": [...]}, as measured: it depends on the text'
+            f"{FLAG}: acceptance: got none; add what your server measured, e.g. {json.dumps({**given, 'acceptance': 0.7})}: "
+            'a chance per token, shares by position ([0.8, 0.6, ...], the "Per-position acceptance rate" of vLLM\'s log) or '
+            '{"histogram": [...]}; it depends on the text, so that none is assumed'
         )
     try:
         accepted = _acceptance(given["acceptance"], drafted, Acceptance)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from copy import deepcopy
+from functools import cache, lru_cache
+from math import log2
 
 import numpy as np
 import pandas as pd
@@ -77,14 +79,22 @@ def test_traffic_is_what_the_accounting_says():
 # --- the accountant
 
 
-def accountant_says(model, gpu, batch, context, **chosen):
-    """Draw the accountant with vl-convert and read the text that Vega computed."""
+@cache
+def accountant_spec():
+    """The specification; a page's reader changes its parameters."""
+    return accountant.accountant("llama-3.1-8b", "h100-sxm", 1, 1024).to_dict()
+
+
+def accountant_says(model, gpu, batch, context, **more):
+    """Draw the accountant with vl-convert for these parameters and read the text that Vega computed."""
     import vl_convert
 
-    spec = accountant.accountant(model, gpu, batch, context).to_dict()
+    spec = deepcopy(accountant_spec())
+    chosen = {"model": model, "gpu": gpu, "log_batch": log2(batch), "log_context": log2(context), **more}
     for parameter in spec["params"]:
         if parameter["name"] in chosen:
-            parameter["value"] = chosen[parameter["name"]]
+            parameter["value"] = chosen.pop(parameter["name"])
+    assert not chosen
     svg = vl_convert.vegalite_to_svg(spec)
     found = re.search(r"ceiling ([\d,]+) tok/s, step ([\d.]+) ms", svg)
     lever = re.search(r"(weight-bound|KV-bound|beyond the knee|does not fit)", svg)
@@ -110,6 +120,14 @@ def test_the_page_computes_what_the_operators_do(model, batch, context, weights,
     read_s = (step.weight_bytes + step.kv_bytes) / load_gpu("h200").hbm_bytes_per_s
     assert step_ms == pytest.approx(read_s * 1e3, rel=0.01, abs=0.006)
     assert rate == pytest.approx(batch / read_s, rel=0.01)
+
+
+def test_a_page_opens_with_what_the_command_was_asked_for():
+    found = accountant.accountant("mixtral-8x7b", "h200", 16, 2048).to_dict()["params"]
+    values = {parameter["name"]: parameter["value"] for parameter in found if "value" in parameter}
+    assert (
+        values.items() >= {"model": "mixtral-8x7b", "gpu": "h200", "log_batch": 4, "log_context": 11}.items()
+    )
 
 
 def test_the_lever_follows_the_bound():

@@ -32,7 +32,7 @@ ROUTING = "stepline.routing_policies"
     replicas=st.integers(1, 3),
     interval=st.sampled_from([0.0, 2.5]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_every_policy_serves_everybody(world, name, replicas, interval):
     policy = load_plugin(ROUTING, name)
     again = load_plugin(ROUTING, name)

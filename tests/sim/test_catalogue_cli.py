@@ -52,6 +52,8 @@ def test_policies_come_from_entry_points_with_a_word_on_each(capsys):
         (["modles"], "did you mean 'models'"),
         ([], "unknown list"),
         (["gpus", "h1000"], "did you mean"),
+        (["gpus", "h10"], "did you mean 'h100-nvl', 'h100-pcie' or 'h100-sxm'?"),
+        (["gpus", "MI30"], "did you mean 'mi300x'?"),
         (["policies", "chunkd"], "did you mean 'chunked'"),
     ],
 )

@@ -69,6 +69,8 @@ def test_prefix_caching_has_both_flags():
         (["--tp", "0"], "--tensor-parallel-size: got 0, expected an integer >= 1"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization: got 1.5, expected a fraction"),
         (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization: got 'nan', expected a number"),
+        (["--kv-offloading-size", "20GB"], "got '20GB', expected a number of GiB, without a unit$"),
+        (["--max-num", "3"], "did you mean '--max-num-batched-tokens' or '--max-num-seqs'"),
         (["--rate-scale", "0"], "--rate-scale: got 0.0, expected a number > 0"),
         (["--client-timeout", "-3"], "--client-timeout: got -3.0, expected a number > 0"),
         (["--dtype", "bf61"], r"--dtype: unknown value 'bf61'; did you mean 'bf16'\?"),

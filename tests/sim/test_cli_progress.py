@@ -58,6 +58,19 @@ def test_long_work_says_what_it_is_and_clears_its_line(monkeypatch):
     assert text.endswith("\r\x1b[K")
 
 
+def test_work_that_counts_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.02)
+    monkeypatch.setattr(progress, "_TICK_S", 0.01)
+    done = 0
+    with progress.working(lambda: f"{done} requests"):
+        time.sleep(0.1)
+        done = 7
+        time.sleep(0.1)
+    assert "\r0 requests, 0 s" in sys.stderr.getvalue()
+    assert "\r7 requests, 0 s" in sys.stderr.getvalue()
+
+
 def test_short_or_unseen_work_says_nothing(monkeypatch):
     assert said(monkeypatch, 0.0) == ""
     assert said(monkeypatch, 0.1, stream=io.StringIO()) == ""

@@ -305,3 +305,5 @@ def test_the_shipped_sample_ranks_the_classic_policies(tmp_path, monkeypatch, ca
     places = found["ranking"]["places"]
     assert [p["run"] for p in places] == ["chunked", "continuous", "static"]
     assert "GPU time per output token" in places[2]["why"]
+    assert "the policy reserves each one's longest possible output" in places[2]["why"]
+    assert "Overloaded" not in places[0]["why"] + places[1]["why"]

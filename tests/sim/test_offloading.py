@@ -182,6 +182,33 @@ def test_priced_on_the_roofline_leaps_with_tiers_are_steps(write, tmp_path):
         )
 
 
+def test_a_leap_that_evicts_writes_each_block_at_its_own_time(tmp_path):
+    """A long decode evicts a prompt's cached blocks one by one, slowly written down a thin link, and the prompt comes
+    again as soon as the decode is done. One leap over all of it would have queued their writes at its start, so that they
+    were below by then: the prompt would load them (three seconds) and not compute what is not there yet.
+    """
+    (tmp_path / "stepping.py").write_text(STEPPING)
+    rows = [(0.0, 640, 1), (1.0, 64, 1200), (9.3, 640, 4)]
+    requests = trace(rows, [list(range(10)), [100], list(range(10))], 64)
+    leaping, stepping = (
+        run_study(
+            requests,
+            policy=policy,
+            num_gpu_blocks_override=90,
+            max_model_len=2048,
+            kv_offloading_size=1.0,
+            kv_offloading_backend="native:write=on-evict,load=always,pcie_gb_per_s=0.02",
+        )
+        for policy in ("chunked", f"{tmp_path / 'stepping.py'}:Stepping")
+    )
+    assert leaping.kv["evicted_blocks"] >= 25
+    assert leaping.totals.steps == stepping.totals.steps
+    for result in (leaping, stepping):
+        assert times(result)[2] < 9.4, "computed, not loaded"
+        assert by_index(result)["cached_tokens"].tolist() == [0, 0, 160]
+    np.testing.assert_allclose(times(leaping, "finish_s"), times(stepping, "finish_s"), rtol=1e-9)
+
+
 @pytest.mark.parametrize("write", ["write-through", "on-evict"])
 @FEW
 @given(world=worlds(caching=True))

@@ -26,6 +26,7 @@ const drawn = () => {
   const root = document.documentElement;
   return {
     blank, charts: [...stepline.views.keys()], canvases: document.querySelectorAll(".chart canvas").length,
+    early: performance.getEntriesByName("stepline-in-sight").length, faint: document.querySelectorAll(".brushed .whole-run").length,
     wide: root.scrollWidth > root.clientWidth, ground: getComputedStyle(document.body).backgroundColor,
   };
 };
@@ -64,7 +65,10 @@ const one = lines("ttft_ecdf");
 const focus = document.getElementById("focus");
 focus.value = [...focus.options].map((o) => o.value).find((v) => v !== stepline.state.focus);
 focus.dispatchEvent(new Event("change")); await frames();
-return { whole, before, all, one, shown: stepline.state.shown, after: look() };
+const after = look();
+const { t0, t1 } = stepline.page.params;
+await stepline.select(t0, (t0 + t1) / 2); await frames();
+return { whole, before, all, one, shown: stepline.state.shown, after, brushed: drawn() };
 """
 
 
@@ -106,6 +110,7 @@ def test_every_chart_is_drawn_and_the_console_is_silent(looks, name):
     whole = looks[name]["whole"]
     assert whole["blank"] == []
     assert not whole["wide"], "the page is wider than the window"
+    assert whole["early"] == 1, "what is in sight is drawn before the rest"
     assert whole["canvases"] == len(whole["charts"]) >= 18
     names = set(whole["charts"])
     assert {"ttft_ecdf", "itl_tail", "running", "kernels", "batch", "roofline", "slowest"} <= names
@@ -147,3 +152,9 @@ def test_runs_are_switched_off_and_focused(looks):
     assert found["shown"] == ["chunked"]
     assert found["one"] < found["all"]
     assert found["after"]["tiles"] != found["before"]["tiles"]
+
+
+def test_charts_of_whole_runs_fade_while_a_window_is_selected(looks):
+    found = looks["both"]
+    assert found["whole"]["faint"] == 0
+    assert found["brushed"]["faint"] == 2, "TTFT against TPOT, price against E2E"

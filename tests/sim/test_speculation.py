@@ -312,7 +312,11 @@ def test_a_draft_takes_room_from_the_kv_cache():
         ('{"method": "eagel"}', "method: got 'eagel'; did you mean 'eagle'"),
         ('{"method": "eagle"}', "num_speculative_tokens: got None"),
         ('{"method": "draft_model", "num_speculative_tokens": 2}', "model: got None"),
-        ('{"method": "eagle", "num_speculative_tokens": 2}', "acceptance: got none"),
+        (
+            '{"method": "eagle", "num_speculative_tokens": 2}',
+            'acceptance: got none; add what your server measured, e.g. {"method": "eagle", '
+            '"num_speculative_tokens": 2, "acceptance": 0.7}',
+        ),
         (
             '{"method": "lookahead", "num_speculative_tokens": 2, "acceptance": 0.5}',
             "lookahead_window: got none",

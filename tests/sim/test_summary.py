@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,7 +130,11 @@ def test_an_overload_held_back_by_reserved_kv_says_so():
         config={**run_result().config, "max_num_seqs": 256},
     )
     found = summary(result)["verdict"]
-    assert "no KV room" in found["headline"]
+    assert found["headline"].endswith("no KV room for more sequences.")
+    reserving = summary(replace(result, config={**result.config, "policy": "static"}))["verdict"]
+    assert reserving["headline"].endswith(
+        "no KV room for more sequences: the policy reserves each one's longest possible output."
+    )
     assert any("at most 3 of 256 seats" in fact for fact in found["because"])
     assert not any("larger batches" in text for text in found["try_first"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_vllm_timed_traces_are_seconds_with_ids_of_16_tokens():
 def test_measured_results_become_observations():
     bench = read_trace(FIXTURES / "vllm_bench.json")
     assert bench[0].observed == {"ttft_ms": 50.0, "e2e_ms": pytest.approx(80.0), "itl_ms": [10.0, 20.0]}
-    assert bench.warnings == ("1 failed requests left out",)
+    assert bench.warnings == ("1 failed request left out",)
     aiperf = read_trace(FIXTURES / "aiperf_results.jsonl")
     assert aiperf[0].observed == {"ttft_ms": 250.0, "e2e_ms": 300.0, "itl_ms": [20.0, 30.0]}
     perf = read_trace(FIXTURES / "inference_perf.json")
@@ -183,3 +184,32 @@ def test_a_result_file_with_several_results_is_refused(tmp_path):
 def test_aliases_name_formats():
     assert format_named("timed_trace").name == "vllm-timed"
     assert format_named("aiperf").name == "native"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"time": 0, "input_length": 9, "output_length": 5},
+            "timestamp: got nothing, .*; there is a key 'time'$",
+        ),
+        ({"timestmp": 0, "input_length": 9, "output_length": 5}, "there is a key 'timestmp'$"),
+        (
+            {"timestamp": 0, "prompt_len": 9, "output_len": 5},
+            "input_length: .*; there is a key 'prompt_len'$",
+        ),
+        ({"timestamp": 0, "input_tokens": 9, "output_tokens": 5}, "there is a key 'input_tokens'$"),
+        (
+            {"timestamp": 0, "input_length": 9, "output_len": 5},
+            "output_length: .*; there is a key 'output_len'$",
+        ),
+        (
+            {"timestamp": 0, "input_length": 9, "note": 5},
+            "output_length: got nothing, expected an integer >= 1$",
+        ),
+    ],
+)
+def test_a_field_by_another_name_is_pointed_at(tmp_path, row, says):
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TraceError, match=says):
+        read_trace(tmp_path / "t.jsonl")

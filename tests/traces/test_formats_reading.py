@@ -129,7 +129,7 @@ def test_disorder_is_sorted_stably_and_counted(tmp_path):
     rows = [row(5, 1), row(3, 2), row(5, 3), row(3, 4), row(9, 5)]
     trace = read_trace(rows_file(tmp_path / "t.jsonl", rows))
     assert trace.input_tokens.tolist() == [2, 4, 1, 3, 5]
-    assert trace.warnings == ("2 rows stand behind a later one; sorted by arrival",)
+    assert trace.warnings == ("2 rows behind a later one; sorted by arrival",)
 
 
 def test_block_size_comes_from_row_then_sidecar_then_flag(tmp_path):
@@ -149,7 +149,9 @@ def test_512_is_assumed_only_where_every_row_agrees(tmp_path):
     with pytest.raises(TraceError, match=r"b\.jsonl:2: hash_ids: got 1 ids for 513 input tokens"):
         read_trace(path)
     whole_blocks_only = read_trace(path, hash_block_size=512)
-    assert any("no id for their last" in warning for warning in whole_blocks_only.warnings)
+    assert any(
+        warning.startswith("1 row without an id for the last") for warning in whole_blocks_only.warnings
+    )
 
 
 def test_an_unused_block_size_flag_is_said(tmp_path):

@@ -56,7 +56,7 @@ def test_describe_prints_tables_and_warnings_apart(capsys):
     assert "input tokens" in out
     assert "reuse:" in out
     assert "gap between arrivals, s" in out
-    assert "simulate trace: warning: 1 turns have a delay" in err
+    assert "simulate trace: warning: 1 turn has a delay" in err
 
 
 def test_describe_json_is_json_alone(capsys):

@@ -30,7 +30,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         rows, lines = [], []
         for record, line in zip(records, numbers, strict=True):
             if reason := _left_out(record):
-                context.count(reason, 1)
+                context.count(reason, "left out", 1)
                 continue
             rows.append(_row(record, f"{context.name}:{line}"))
             lines.append(line)
@@ -40,9 +40,9 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
 
 def _left_out(record: dict[str, Any]) -> str | None:
     if first(record, "metadata.benchmark_phase") == "warmup":
-        return "warm-up requests left out"
+        return "warm-up request"
     if record.get("error") or first(record, "metadata.was_cancelled"):
-        return "failed or cancelled requests left out"
+        return "failed or cancelled request"
     return None
 
 

@@ -16,6 +16,7 @@ from ..errors import TraceError
 from ..key_tables import KeyTable
 from ..random_streams import stream
 from ..trace import Trace
+from ..wording import counted
 from .source import Source
 
 Extra = Sequence[dict[str, Any]]
@@ -57,7 +58,7 @@ class Context:
     name: str
     options: ReadOptions = field(default_factory=ReadOptions)
     meta: dict[str, Any] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     remarks: dict[str, None] = field(default_factory=dict)
     strings: dict[str, str] = field(default_factory=dict)
     session_clock: KeyTable = field(default_factory=lambda: KeyTable(at_s=np.float64))
@@ -79,10 +80,10 @@ class Context:
         self._last_s = float(arrival_s[-1]) if n else self._last_s
         return np.asarray(arrival_s, dtype=np.float64)
 
-    def count(self, what: str, n: int) -> None:
-        """Add `n` to the rows of which `what` is true, e.g. 'rows without tokens left out'."""
+    def count(self, noun: str, what: str, n: int) -> None:
+        """Add `n` to those (in the singular: "row") of which something is to be said: "without tokens left out"."""
         if n:
-            self.counts[what] += n
+            self.counts[noun, what] += n
 
     def remark(self, text: str) -> None:
         """Note something once for the whole file."""
@@ -90,7 +91,7 @@ class Context:
 
     def warnings(self) -> tuple[str, ...]:
         """Everything noticed so far, as sentences."""
-        return (*self.remarks, *(f"{n} {what}" for what, n in self.counts.items()))
+        return (*self.remarks, *(f"{counted(n, noun)} {what}" for (noun, what), n in self.counts.items()))
 
 
 _OPEN = (b"{", b"[", b",", b":")

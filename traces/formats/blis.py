@@ -45,7 +45,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         kept = [
             i for i, text in enumerate(status) if text.strip().lower() in ("", "ok", "success", "completed")
         ]
-        context.count("rows with another status than ok left out", len(lines) - len(kept))
+        context.count("row", "with another status than ok left out", len(lines) - len(kept))
         return {name: [values[i] for i in kept] for name, values in table.items()}, [lines[i] for i in kept]
 
     _skip_header(source, context)

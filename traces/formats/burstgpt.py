@@ -41,7 +41,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         failed = [0 in pair for pair in zip(*counts, strict=True)]
         if not any(failed):
             return table, lines
-        context.count("rows without tokens (failed requests) left out", sum(failed))
+        context.count("row", "without tokens (failed requests) left out", sum(failed))
         kept = [i for i, out in enumerate(failed) if not out]
         return {name: [values[i] for i in kept] for name, values in table.items()}, [lines[i] for i in kept]
 

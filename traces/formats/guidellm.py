@@ -42,7 +42,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
             bad(document.where(("benchmarks", b)), "requests.successful", done, "a list of requests")
         for kind in _FAILED:
             others = first(requests, kind)
-            context.count(f"{kind} requests left out", len(others) if isinstance(others, list) else 0)
+            context.count(f"{kind} request", "left out", len(others) if isinstance(others, list) else 0)
         for i, request in enumerate(done):
             path = ("benchmarks", b, "requests", "successful", i)
             start = first(request, *_START)

@@ -38,7 +38,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
             failed += 1
             continue
         found.add(_row(request), i)
-    context.count("failed requests left out", failed)
+    context.count("failed request", "left out", failed)
     yield from found.chunks(source, context, _NAMES)
 
 

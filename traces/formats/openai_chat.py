@@ -62,7 +62,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         rows, lines = [], []
         for record, line in zip(records, numbers, strict=True):
             if first(record, "error", "response.error", "response.body.error"):
-                context.count("failed requests left out", 1)
+                context.count("failed request", "left out", 1)
                 continue
             rows.append(_row(record, prompts, f"{context.name}:{line}"))
             lines.append(line)

@@ -45,7 +45,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
             for span in _spans(document, where):
                 row = _row(span, where)
                 if row is None:
-                    context.count("spans without gen_ai token counts left out", 1)
+                    context.count("span", "without gen_ai token counts left out", 1)
                     continue
                 rows.append(row)
                 lines.append(line)

@@ -36,6 +36,27 @@ FIELDS = (
 _TEXTS = ("request_id", "session_id", "parent_id", "tenant", "model", "adapter", "slo_class")
 _MANY = ("request_id", "session_id", "parent_id")
 _REQUIRED = ("input_length", "output_length")
+_MEANT = {
+    "timestamp": ("time", "ts", "t", "arrival", "arrival_time", "arrived_at", "start_time", "created"),
+    "input_length": (
+        "input",
+        "input_len",
+        "input_tokens",
+        "prompt",
+        "prompt_len",
+        "prompt_length",
+        "prompt_tokens",
+    ),
+    "output_length": (
+        "output",
+        "output_len",
+        "output_tokens",
+        "completion_tokens",
+        "generated_tokens",
+        "decode_tokens",
+    ),
+}
+"""What other tools call a field that every row needs; a row without the field is searched for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +184,20 @@ class _Taker:
 
 def missing(where: str, key: str, row: Mapping[str, Any], known: Iterable[str]) -> str:
     """The message for a row without `key`, with an unknown key that was perhaps meant."""
-    strangers = set(row) - set(known)
-    near = get_close_matches(key, strangers, n=1)
-    return f"{where}: {key}: got nothing, expected an integer >= 1{f'; there is a key {near[0]!r}' if near else ''}"
+    return f"{where}: {key}: got nothing, expected an integer >= 1{perhaps(key, row, known)}"
+
+
+def perhaps(key: str, row: Mapping[str, Any], known: Iterable[str]) -> str:
+    """Says which unknown key of a row may stand for `key`: another tool's name for it, or one spelt like it.
+
+    >>> perhaps("input_length", {"prompt_len": 7, "output_len": 3}, ["input_length", "output_length"])
+    "; there is a key 'prompt_len'"
+    """
+    strangers = [name for name in row if name not in set(known)]
+    usual = [name for name in strangers if name.lower() in _MEANT.get(key, ())]
+    others = {name for names in _MEANT.values() for name in names}
+    near = usual or get_close_matches(key, [name for name in strangers if name.lower() not in others], n=1)
+    return f"; there is a key {near[0]!r}" if near else ""
 
 
 def _ids(take: _Taker, name: str) -> Ragged | None:
@@ -224,7 +256,8 @@ def _arrivals(
         session = sessions[i] if sessions is not None else None
         if at != at:
             if session is None or delays is None or delays[i] is None:
-                bad(take.where(i), name, None, "a number >= 0, or session_id and delay")
+                hint = perhaps(name, take.table.row(i), take.keys.values())
+                bad(take.where(i), name, None, f"a number >= 0, or session_id and delay{hint}")
             at = out[i] = clock.get(session, 0.0) + delays[i]
         if session is not None:
             clock[session] = at

@@ -36,7 +36,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
         empty += not requests
         for row in requests:
             found.add(row, number)
-    context.count("conversations without an answer left out", empty)
+    context.count("conversation", "without an answer left out", empty)
     start_sessions(found.rows, context, set())
     yield from found.chunks(source, context, {})
 

@@ -45,7 +45,7 @@ def read(source: Source, context: Context) -> Iterator[Chunk]:
             "observed": _observed(at),
         }
         found.add(row, "input_lens", i)
-    context.count("failed requests left out", failed)
+    context.count("failed request", "left out", failed)
     yield from found.chunks(source, context, _NAMES)
 
 

@@ -25,8 +25,18 @@ function specification(chart, place) {
   return {
     $schema: page.schema, ...chart.spec, width: "container", autosize: { type: "fit-x", contains: "padding" },
     params: [...own, ...names.map((name) => ({ name, value: state[name] })), { name: "bin", value: page.bin }],
-    data: { values: tables[chart.table] }, config: page.themes[theme],
+    data: { values: rowsOf(chart) }, config: page.themes[theme],
   };
+}
+
+// The rows that a chart draws: its table, or the part of it that it asks for.
+const parts = new Map();
+function rowsOf(chart) {
+  const rows = tables[chart.table];
+  if (!chart.only) return rows;
+  const [column, value] = chart.only, key = `${chart.table} ${column} ${value}`;
+  if (!parts.has(key)) parts.set(key, rows.filter((r) => r[column] === value));
+  return parts.get(key);
 }
 
 // A legend of many columns would run out of a narrow card.
@@ -66,6 +76,7 @@ function apply() {
   tiles();
   const whole = state.t0 === page.params.t0 && state.t1 === page.params.t1;
   document.getElementById("reset").hidden = whole;
+  document.documentElement.classList.toggle("brushed", !whole);
   document.getElementById("window").textContent = whole
     ? `whole run, ${number(page.params.t0)}–${number(page.params.t1)} ${page.unit}: drag to look closer`
     : `${number(state.t0)}–${number(state.t1)} ${page.unit}`;
@@ -170,9 +181,24 @@ function setTheme(next) {
   document.documentElement.classList.toggle("dark", theme === "dark");
 }
 
+// What is in sight is drawn first, and then the rest chart by chart, so that the page answers meanwhile.
+let drawing = 0;
 async function drawAll() {
+  const mine = ++drawing; // a change of theme begins anew
   const window_ = [state.t0, state.t1];
-  for (const chart of page.charts) await draw(chart);
+  const inSight = (chart) => document.getElementById(`chart-${chart.name}`).getBoundingClientRect().top < innerHeight;
+  const first = page.charts.filter(inSight), rest = page.charts.filter((chart) => !first.includes(chart));
+  tiles();
+  for (const chart of first) {
+    if (mine !== drawing) return;
+    await draw(chart);
+  }
+  performance.mark("stepline-in-sight");
+  for (const chart of rest) {
+    await new Promise((r) => setTimeout(r));
+    if (mine !== drawing) return;
+    await draw(chart);
+  }
   if (window_[0] !== page.params.t0 || window_[1] !== page.params.t1) select(...window_);
   apply();
 }
