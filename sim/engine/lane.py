@@ -3,7 +3,7 @@
 In it are replicas whose model has one attention window priced by lines, whose KV is paged and grows by every token, and
 whose steps no transfer stretches. Two kinds of step are taken here: everybody decodes (a leap), and everybody decodes
 (or nobody) beside one chunk of one prompt. They do what `Replica._start_leap` and `_end_leap`,
-`_start_mixed` and `_end_mixed` do, with no more than they need. Law, held by tests: with the lane closed, tables are the
+`start_mixed` and `_end_mixed` do, with no more than they need. Law, held by tests: with the lane closed, tables are the
 same to the byte.
 """
 
@@ -40,15 +40,9 @@ def glide(r: Replica) -> Plan | None:
     """
     decode, kv, seats, mixes = r.decode, r.kv, r.seats, r.mixes
     waiting, prefilling, heap, rows, lines = r.waiting, r.prefilling, decode.heap, r.rows, r.lines
-    ask, view, step_s, size, budget = (
-        r.ask,
-        r.view,
-        r.cost.step_s,
-        kv.block_size,
-        r.limits.max_num_batched_tokens,
-    )
-    running, leaving, index, depth = seats.running, seats.leaving, r.index, r.depth
-    records, paged = seats.life_log.with_chunks, r.paged
+    running, leaving, records, paged = seats.running, seats.leaving, seats.life_log.with_chunks, r.paged
+    ask, view, step_s, index, depth = r.ask, r.view, r.cost.step_s, r.index, r.depth
+    size, budget = kv.block_size, r.limits.max_num_batched_tokens
     plan, seq, joins, done = DECODE_ALL, NOBODY, False, 0
     for _ in ROUNDS:
         start, n, counter = r.now_s, decode.n, decode.counter
@@ -70,7 +64,9 @@ def glide(r: Replica) -> Plan | None:
                 return plan
             joins = False
             if seq.state == WAITING:
-                if paged and seq.hash_ids is None and not seq.swapped_tokens:
+                if not paged:
+                    return plan
+                if seq.hash_ids is None and not seq.swapped_tokens:
                     done = tokens
                     if (
                         waiting[0] is not seq
@@ -92,6 +88,11 @@ def glide(r: Replica) -> Plan | None:
                     if opened:
                         kv.take(opened)
                     tokens = seats.start_chunk(seq, tokens, start)
+                    if not tokens:  # less of it is cached than was planned on
+                        kv.give_back(opened)
+                        plan.chunks = []
+                        r.start_mixed(plan)
+                        return UNDERWAY
                     done = seq.computed_tokens + tokens
             else:
                 done = seq.computed_tokens + tokens
@@ -117,7 +118,7 @@ def glide(r: Replica) -> Plan | None:
                 if joins:
                     prefilling[seq] = None
                     seq.state = PREFILLING
-                r.work = work
+                r.work, plan.chunks = work, [(seq, tokens)]
                 r.set_out(plan, first, delta, limit, end, mixed=True)
                 return UNDERWAY
             if leaving:

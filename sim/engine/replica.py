@@ -304,7 +304,7 @@ class Replica:
                 self.kv.vacate(self.decode.blocks_in(1))
             plan = self.ask(self.view)
         if plan.chunks and not plan.preempt:
-            self._start_mixed(plan)
+            self.start_mixed(plan)
             return True
         if self._is_empty(plan):
             self.seats.release_leaving()
@@ -398,7 +398,7 @@ class Replica:
         for seq in plan.preempt:
             self.seats.preempt(seq, self.now_s)
         if plan.chunks:
-            self._start_mixed(plan)
+            self.start_mixed(plan)
             return True
         if not self.decode.n:
             # everybody has given way: plan anew, with nothing in flight and what that freed
@@ -468,7 +468,8 @@ class Replica:
         work = StepWork(0, 0, 0, 0, decode.n, contexts, decode.n, decode.generated_tokens())
         return self.cost.leap(work, growth, limit) if limit > 1 else (self.cost.step_s(work), 0.0, 1)
 
-    def _start_mixed(self, plan: Plan) -> None:
+    def start_mixed(self, plan: Plan) -> None:
+        """Start a step of decodes, as far as the plan wants them, and chunks of prompts."""
         decode, seats, now = self.decode, self.seats, self.now_s
         n = decode.n if plan.decode else 0
         if n and (need := decode.borders[decode.counter % decode.cycle]):

@@ -161,7 +161,7 @@ class Stepping(ChunkedPolicy):
 
 @pytest.mark.parametrize("write", ["write-through", "on-evict"])
 def test_priced_on_the_roofline_leaps_with_tiers_are_steps(write, tmp_path):
-    """The cost model whose leaps are lines, so that they may be taken in one loop (`Replica._glide`)."""
+    """The cost model whose leaps are lines, so that they may be taken in one loop (the fast lane)."""
     (tmp_path / "stepping.py").write_text(STEPPING)
     rows = [(0.3 * i, 640, 60 + 7 * (i % 9)) for i in range(60)]
     requests = trace(rows, [[100 * (i % 12) + b for b in range(10)] for i in range(60)], 64)
