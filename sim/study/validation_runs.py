@@ -33,6 +33,9 @@ FAMILIES = {
 }
 """Engine name in a folder: profile that stands for the family where no version of it is known."""
 
+QUANTISED = {"w4a16": "int4", "w8a8": "int8"}
+"""Precision as published checkpoints call it: `--dtype`."""
+
 TRANSFER = "prefill={},decode={},link=nvlink,connector=p2p-nccl"
 ASSUMED = (
     "prefill and decode on different instances: how KV moved is not recorded; NVLink and a connector that works layer by "
@@ -124,11 +127,9 @@ def settings_for(experiment: Experiment) -> RunConfig:
         ConfigError: something that cannot be simulated.
     """
     settings: dict[str, Any] = dict(experiment.flags)
-    precision = experiment.precision.lower()
-    if "fp8" in precision and "fp8" not in experiment.model.lower():
-        settings["dtype"] = "fp8"
-    elif "bf16" not in precision and "fp16" not in precision and "fp8" not in precision and precision:
-        settings["dtype"] = precision
+    dtype = _dtype(experiment)
+    if dtype:
+        settings["dtype"] = dtype
     if experiment.prefill_first:
         settings["policy"] = "continuous"
     if experiment.replay == "closed":
@@ -152,6 +153,16 @@ def settings_for(experiment: Experiment) -> RunConfig:
         client_timeout=experiment.timeout_s,
         **settings,
     )
+
+
+def _dtype(experiment: Experiment) -> str:
+    """Weights that differ from the checkpoint's own; "" for those as the model has them."""
+    precision = experiment.precision.lower()
+    if "fp8" in precision:
+        return "" if "fp8" in experiment.model.lower() else "fp8"
+    if "bf16" in precision or "fp16" in precision:
+        return ""
+    return QUANTISED.get(precision, precision)
 
 
 def _seats(engine: str, concurrency: int | None) -> int:

@@ -190,6 +190,21 @@ def test_the_published_run_of_two_pools_is_within_its_goals():
 
 
 @pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("BF16/FP16", "auto"),
+        ("unstated (bf16 inferred)", "auto"),
+        ("FP8", "fp8"),
+        ("FP8 weights, BF16 KV", "fp8"),
+        ("W4A16", "int4"),
+        ("w8a8", "int8"),
+    ],
+)
+def test_precision_as_checkpoints_call_it(tmp_path, precision, dtype):
+    assert settings_for(one(tmp_path, precision=precision)).dtype == dtype
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"model": "nobody/secret-9b"}, "unknown model"),
