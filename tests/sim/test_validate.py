@@ -13,7 +13,14 @@ from stepline.sim.study.measured import chosen, gpu_name, load_measured
 from stepline.sim.study.run import simulate_resolved
 from stepline.sim.study.setup import resolve
 from stepline.sim.study.validate import validate
-from stepline.sim.study.validation_runs import engine_for, run_experiment, settings_for, stage_metrics
+from stepline.sim.study.validation_runs import (
+    Timings,
+    engine_for,
+    last_served,
+    run_experiment,
+    settings_for,
+    stage_metrics,
+)
 from stepline.sim.study.validation_traces import RETOKENISED, load_of
 from stepline.traces.errors import ConfigError
 
@@ -187,6 +194,28 @@ def test_the_published_run_of_two_pools_is_within_its_goals():
     (errors,) = result.experiments().to_dict("records")
     assert errors["ttft_mean"] <= 0.10
     assert errors["tpot_mean"] <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("finished", "last"),
+    [
+        ([1, 1, 1, 1], 3.0),
+        ([1, 1, 0, 0], 1.0),
+        ([1, 1, 1, 0, 0, 0, 0, 1], 2.0),  # one that slipped through at the end
+        ([1, 1, 0, 1, 1, 1], 5.0),  # one that gave up in between
+        ([0, 0, 0], None),
+        ([0, 0, 1], None),
+    ],
+)
+def test_the_last_arrival_before_a_collapse_is_not_moved_by_a_straggler(finished, last):
+    n = len(finished)
+    nothing = np.zeros(n)
+    arrival_s = np.arange(n, dtype=float)
+    ok = np.array(finished, dtype=bool)
+    timings = Timings(ok, arrival_s, arrival_s + 1, nothing, nothing + 1, np.ones(n, dtype=int), ok)
+    assert last_served(timings) == last
+    reverse = Timings(*(getattr(timings, f)[::-1] for f in Timings.__slots__))
+    assert last_served(reverse) == last
 
 
 @pytest.mark.parametrize(
