@@ -61,7 +61,7 @@ def variants(engine: EngineProfile) -> tuple[Variant, ...]:
     """The changes that are tried, the unchanged profile first."""
     none = _zeroed(engine, (*STEPS, "output_delay_s"))
     parts = {
-        "no cost a generated token": ("generated_token_s",),
+        "no cost a generated token": ("generated_token_s", "tp_generated_token_s"),
         "no cost of truncated sampling": ("truncation_per_vocab_s", "truncation_per_logit_s"),
         "no seconds of a step outside kernels": ("step_gpu_s", "tp_step_gpu_s"),
         "no way in and out": tuple(n for n in DEFAULT_NAMES if "output" in n or "ingest" in n),

@@ -56,6 +56,7 @@ STEPS: dict[str, float] = {
     "output_per_seq_s": 1e-5,
     "tp_output_delay_s": 5e-4,
     "generated_token_s": 1e-8,
+    "tp_generated_token_s": 1e-8,
     "kv_layer_copy_s": 2e-5,
 }
 """Constants that can be fitted, with the step of their finite difference."""
@@ -75,7 +76,7 @@ SLACK = 1e-6
 
 DEFAULT_NAMES = (
     "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
-    "output_per_seq_s", "tp_output_delay_s", "generated_token_s",
+    "output_per_seq_s", "tp_output_delay_s", "generated_token_s", "tp_generated_token_s",
 )  # fmt: skip
 
 

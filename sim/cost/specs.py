@@ -168,6 +168,7 @@ class EngineProfile:
     step_gpu_s              GPU seconds of each step outside the model: input preparation, copies, small launches
     tp_step_gpu_s           the same, extra when TP > 1 (the GPUs of a step wait for the slowest)
     generated_token_s       host seconds of each step, not hidden, a token that its sequences have generated so far
+    tp_generated_token_s    the same, extra when TP > 1
     serving_kernels         price GEMMs and decode attention as timed with operands in memory, not in L2
     varlen_attention        prompt chunks and decodes of a step share one attention launch a layer
     moe_skew                exponent of the experts' popularity in served traffic (see `operators.distinct_experts`)
@@ -198,6 +199,7 @@ class EngineProfile:
     step_gpu_s: float = 0.0
     tp_step_gpu_s: float = 0.0
     generated_token_s: float = 0.0
+    tp_generated_token_s: float = 0.0
     serving_kernels: bool = False
     varlen_attention: bool = False
     moe_skew: float = 0.0

@@ -37,7 +37,7 @@ metric, predicted` with metrics as `ttft_mean`, `e2e_p99`, `itl_mean` (held agai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,7 +155,10 @@ def load_measured(folder: str | Path) -> tuple[Experiment, ...]:
     missing = [name for name in REQUIRED if name not in rows]
     if missing:
         raise ConfigError(f"{root}/experiments.csv: missing column {missing[0]!r}")
-    metrics, peers = _metrics(_table(root, "metrics")), _peers(_table(root, "peers"))
+    metrics = _metrics(
+        _long(root, "metrics", ("exp_key", "stage", "metric", "stat", "value", "unit"), "value")
+    )
+    peers = _peers(_long(root, "peers", ("peer", "exp_key", "stage", "metric", "predicted"), "predicted"))
     found = []
     for key, group in rows.groupby("exp_key", sort=False):
         found.append(_experiment(root, str(key), group, metrics.get(str(key), {}), peers.get(str(key), {})))
@@ -187,6 +190,31 @@ def _table(root: Path, name: str) -> pd.DataFrame | None:
     return None
 
 
+def _long(root: Path, name: str, columns: Sequence[str], value: str) -> pd.DataFrame | None:
+    """A table of one value a row, without the rows that have none; None where there is no such file.
+
+    Raises:
+        ConfigError: a missing column, or a `value` or stage that is not a number.
+    """
+    import pandas as pd
+
+    table = _table(root, name)
+    if table is None:
+        return None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ConfigError(f"{root}/{name}.csv: missing column {missing[0]!r}")
+    table = table[table[value].notna()]
+    for column in (value, "stage"):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if numbers.isna().any():
+            row = int(numbers.isna().to_numpy().argmax())
+            where = f"{root}/{name}.csv:{int(table.index[row]) + 2}"
+            raise ConfigError(f"{where}: {column}: got {table[column].iloc[row]}, expected a number")
+        table = table.assign(**{column: numbers})
+    return table
+
+
 def _experiment(
     root: Path,
     key: str,
@@ -196,7 +224,9 @@ def _experiment(
 ) -> Experiment:
     row = _Row(f"{root}/experiments.csv: {key}", rows.iloc[0].to_dict())
     stages = tuple(
-        _stage(_Row(row.where, r), metrics) for r in rows.to_dict("records") if _stage_index(r) >= 0
+        _stage(one, metrics)
+        for one in (_Row(row.where, cells) for cells in rows.to_dict("records"))
+        if (one.integer("stage") or 0) >= 0
     )
     if not stages:
         stages = (_stage(row, metrics),)
@@ -241,11 +271,6 @@ def _stage(row: _Row, metrics: Mapping[int, Mapping[str, float]]) -> Stage:
         n_requests=row.integer("n_requests"),
         measured=metrics.get(index, {}),
     )
-
-
-def _stage_index(row: Mapping[Any, Any]) -> int:
-    value = row.get("stage", 0)
-    return 0 if value != value or value is None else int(value)
 
 
 def _flags(row: _Row) -> dict[str, Any]:
@@ -350,8 +375,6 @@ def _peers(table: pd.DataFrame | None) -> dict[str, dict[str, dict[int, dict[str
         return book
     rows: Iterator[Any] = table.itertuples()
     for row in rows:
-        if row.predicted != row.predicted:
-            continue
         metric = str(row.metric).replace("itl_mean", "tpot_mean")
         scale = 1e-3 if metric.split("_")[0] in TIMES else 1.0
         stages = book.setdefault(str(row.exp_key), {}).setdefault(str(row.peer), {})

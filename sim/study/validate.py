@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .measured import Experiment, chosen, load_measured
-from .validation_runs import LAW_SEEDS, Outcome, run_experiment
+from .validation_runs import LAW_SEEDS, MOE_WARM_UP_REQUESTS, Outcome, run_experiment
 from .validation_scores import by_experiment, by_group, by_peer, peer_table, value_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+UNSCORED = (
+    "nothing to score: no measured value (of class-A MoE runs: no request from number "
+    f"{MOE_WARM_UP_REQUESTS} on)"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +35,10 @@ class Validation:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Experiments that could not be replayed: why."""
-        return {o.experiment.key: o.skipped for o in self.outcomes if o.skipped}
+        """Experiments that could not be replayed, or not be held against anything: why."""
+        scored = set() if self.values.empty else set(self.values["exp_key"])
+        reasons = {o.experiment.key: o.skipped or UNSCORED for o in self.outcomes}
+        return {key: why for key, why in reasons.items() if key not in scored}
 
     def experiments(self) -> pd.DataFrame:
         """Mean |error| by experiment."""

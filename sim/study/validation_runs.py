@@ -33,6 +33,9 @@ FAMILIES = {
 }
 """Engine name in a folder: profile that stands for the family where no version of it is known."""
 
+QUANTISED = {"w4a16": "int4", "w8a8": "int8"}
+"""Precision as published checkpoints call it: `--dtype`."""
+
 TRANSFER = "prefill={},decode={},link=nvlink,connector=p2p-nccl"
 ASSUMED = (
     "prefill and decode on different instances: how KV moved is not recorded; NVLink and a connector that works layer by "
@@ -124,11 +127,9 @@ def settings_for(experiment: Experiment) -> RunConfig:
         ConfigError: something that cannot be simulated.
     """
     settings: dict[str, Any] = dict(experiment.flags)
-    precision = experiment.precision.lower()
-    if "fp8" in precision and "fp8" not in experiment.model.lower():
-        settings["dtype"] = "fp8"
-    elif "bf16" not in precision and "fp16" not in precision and "fp8" not in precision and precision:
-        settings["dtype"] = precision
+    dtype = _dtype(experiment)
+    if dtype:
+        settings["dtype"] = dtype
     if experiment.prefill_first:
         settings["policy"] = "continuous"
     if experiment.replay == "closed":
@@ -152,6 +153,16 @@ def settings_for(experiment: Experiment) -> RunConfig:
         client_timeout=experiment.timeout_s,
         **settings,
     )
+
+
+def _dtype(experiment: Experiment) -> str:
+    """Weights that differ from the checkpoint's own; "" for those as the model has them."""
+    precision = experiment.precision.lower()
+    if "fp8" in precision:
+        return "" if "fp8" in experiment.model.lower() else "fp8"
+    if "bf16" in precision or "fp16" in precision:
+        return ""
+    return QUANTISED.get(precision, precision)
 
 
 def _seats(engine: str, concurrency: int | None) -> int:
@@ -245,7 +256,7 @@ def _by_stage(experiment: Experiment, load: Load, timings: Timings) -> dict[int,
 
 def stage_metrics(timings: Timings) -> dict[str, float]:
     """Metrics of one stage: times over the finished requests (percentiles: linear), rates from its first arrival to its
-    last end; `last_survivor_s`: the last arrival, since the stage began, whose request finished."""
+    last end; `last_survivor_s`: see `last_served`, since the stage began."""
     ok = timings.ok
     if not len(ok):
         return {}
@@ -259,14 +270,27 @@ def stage_metrics(timings: Timings) -> dict[str, float]:
     tokens = done.outputs - 1
     several = tokens > 0
     tpot = (done.e2e_s - done.ttft_s)[several] / tokens[several]
-    if ok.any():
-        values["last_survivor_s"] = timings.arrival_s[ok].max() - timings.arrival_s.min()
+    last = last_served(timings)
+    if last is not None:
+        values["last_survivor_s"] = last - timings.arrival_s.min()
     for name, times in (("ttft", timings.ttft_s[ok]), ("tpot", tpot), ("e2e", done.e2e_s)):
         if len(times):
             values[f"{name}_mean"] = times.mean()
             for q in (50, 90, 99):
                 values[f"{name}_p{q}"] = np.percentile(times, q)
     return {name: float(value) for name, value in values.items()}
+
+
+def last_served(timings: Timings) -> float | None:
+    """The last arrival before the collapse (s): the one that best parts requests that finished from those that gave up.
+
+    Where every request after some moment gives up it is the last that finished. A few that slip through later, when
+    nobody arrives any more and the server runs empty, do not move it. None where all or most gave up from the start.
+    """
+    order = np.argsort(timings.arrival_s, kind="stable")
+    balance = np.cumsum(np.where(timings.ok[order], 1, -1))
+    best = len(balance) - 1 - int(np.argmax(balance[::-1]))
+    return float(timings.arrival_s[order[best]]) if balance[best] > 0 else None
 
 
 def _measured(experiment: Experiment, load: Load) -> Mapping[int, Mapping[str, float]]:

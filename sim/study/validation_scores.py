@@ -19,7 +19,7 @@ Scoring rules
 - Error: |predicted - measured| / measured, in percent. TPOT is (e2e - ttft) / (output tokens - 1).
 - TTFT p99 is reported, not scored (cold starts move it by 30 %).
 - Runs in which clients gave up are a group of their own, scored by throughput, failed fraction (in points) and the
-  last arrival that was still served.
+  last arrival before the collapse (the one that best parts requests that finished from those that gave up).
 - A statistical replay draws the arrivals anew: mean over seeds, standard deviation beside it.
 - KV blocks are taken from the folder only where their source says "measured"; else the memory ledger computes them.
 - Closed-loop points do not say whether they are means or medians: they are held against means.

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from stepline.traces.random_streams import stream
 from stepline.traces.trace import Ragged, Trace
 
 from .measured import Experiment, Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CLIENT_PAUSE_S = 2.3
 """Between the last answer of a stage and the first request of the next, by the class-A logs (2.0-2.6 s)."""
@@ -30,8 +33,6 @@ BLOCK = 16
 WAVES = 6
 """Requests per client of a closed loop. How many the load generator sent is not recorded; the burst of its first wave is
 part of a mean TTFT, and the growth of TTFT with the number of clients (70B and 32B runs of vLLM) speaks of 5 to 8."""
-
-OBSERVED = ("error", "ttft_s", "e2e_s")
 
 
 class Load:
@@ -91,24 +92,70 @@ def _from_table(experiment: Experiment, path: Path) -> Load:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path)
+        frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    for name in ("arrival_s", "input_tokens", "output_tokens"):
-        if name not in table:
-            raise ConfigError(f"{path}: missing column {name!r}")
-    table = table.sort_values("arrival_s", kind="stable", ignore_index=True)
-    inputs = table["input_tokens"].to_numpy(np.int64)
-    prompts = table["prompt_id"].to_numpy(np.int64) if "prompt_id" in table else None
-    stage = table["stage"].to_numpy(np.int64) if "stage" in table else np.zeros(len(table), dtype=np.int64)
-    trace = _trace(experiment, table["arrival_s"].to_numpy(float), inputs,
-                   table["output_tokens"].to_numpy(np.int64), prompts, str(path))  # fmt: skip
+    table = _Columns(path, frame)
+    arrival_s = table.numbers("arrival_s", least=0.0)
+    inputs, outputs = table.whole("input_tokens", least=1), table.whole("output_tokens", least=1)
+    if not len(frame):
+        raise ConfigError(f"{path}: got no requests")
+    stage = table.whole("stage") if "stage" in frame else np.zeros(len(frame), dtype=np.int64)
+    prompts = table.whole("prompt_id") if "prompt_id" in frame else None
+    order = np.argsort(arrival_s, kind="stable")
+    trace = _trace(experiment, arrival_s[order], inputs[order], outputs[order],
+                   None if prompts is None else prompts[order], str(path))  # fmt: skip
     observed = None
-    if "ttft_s" in table and "e2e_s" in table:
-        observed = {
-            name: table[name].to_numpy(float) if name in table else np.zeros(len(table)) for name in OBSERVED
-        }
-    return Load(trace, stage, observed)
+    if "ttft_s" in frame and "e2e_s" in frame:
+        seen = {name: table.numbers(name, absent=True) for name in ("ttft_s", "e2e_s")}
+        observed = {name: column[order] for name, column in (seen | {"error": table.failed()}).items()}
+    return Load(trace, stage[order], observed)
+
+
+class _Columns:
+    """Columns of a table of logged requests, checked cell by cell; errors name the line of the file."""
+
+    def __init__(self, path: Path, frame: pd.DataFrame) -> None:
+        self.path = path
+        self.frame = frame
+
+    def numbers(self, name: str, *, least: float = -math.inf, absent: bool = False) -> NDArray[np.float64]:
+        """Floats of shape (n,), none below `least`; an empty cell is NaN where it may be `absent`."""
+        import pandas as pd
+
+        if name not in self.frame:
+            raise ConfigError(f"{self.path}: missing column {name!r}")
+        cells = self.frame[name]
+        values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float, na_value=math.nan)
+        good = np.isfinite(values) & (values >= least)
+        good |= absent & cells.isna().to_numpy()
+        expected = "a number" if least == -math.inf else f"a number >= {least:g}"
+        self._refuse(name, good, expected)
+        return values
+
+    def whole(self, name: str, *, least: float = -math.inf) -> NDArray[np.int64]:
+        """Integers of shape (n,)."""
+        values = self.numbers(name, least=least)
+        self._refuse(name, values == np.round(values), "an integer")
+        return values.astype(np.int64)
+
+    def failed(self) -> NDArray[np.float64]:
+        """1 for requests that failed, of shape (n,): `error` is a number other than 0, or a text (what went wrong)."""
+        import pandas as pd
+
+        if "error" not in self.frame:
+            return np.zeros(len(self.frame))
+        cells = self.frame["error"]
+        values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float, na_value=math.nan)
+        return np.where(np.isnan(values), cells.notna().to_numpy(), values != 0).astype(float)
+
+    def _refuse(self, name: str, good: NDArray[np.bool_], expected: str) -> None:
+        if good.all():
+            return
+        row = int(np.argmin(good))
+        value = self.frame[name].iloc[row]
+        got = "nothing" if value != value else str(value)
+        raise ConfigError(f"{self.path}:{row + 2}: {name}: got {got}, expected {expected}")
 
 
 def _observed(trace: Trace) -> dict[str, NDArray[np.float64]] | None:

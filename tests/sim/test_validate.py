@@ -13,7 +13,14 @@ from stepline.sim.study.measured import chosen, gpu_name, load_measured
 from stepline.sim.study.run import simulate_resolved
 from stepline.sim.study.setup import resolve
 from stepline.sim.study.validate import validate
-from stepline.sim.study.validation_runs import engine_for, run_experiment, settings_for, stage_metrics
+from stepline.sim.study.validation_runs import (
+    Timings,
+    engine_for,
+    last_served,
+    run_experiment,
+    settings_for,
+    stage_metrics,
+)
 from stepline.sim.study.validation_traces import RETOKENISED, load_of
 from stepline.traces.errors import ConfigError
 
@@ -190,6 +197,43 @@ def test_the_published_run_of_two_pools_is_within_its_goals():
 
 
 @pytest.mark.parametrize(
+    ("finished", "last"),
+    [
+        ([1, 1, 1, 1], 3.0),
+        ([1, 1, 0, 0], 1.0),
+        ([1, 1, 1, 0, 0, 0, 0, 1], 2.0),  # one that slipped through at the end
+        ([1, 1, 0, 1, 1, 1], 5.0),  # one that gave up in between
+        ([0, 0, 0], None),
+        ([0, 0, 1], None),
+    ],
+)
+def test_the_last_arrival_before_a_collapse_is_not_moved_by_a_straggler(finished, last):
+    n = len(finished)
+    nothing = np.zeros(n)
+    arrival_s = np.arange(n, dtype=float)
+    ok = np.array(finished, dtype=bool)
+    timings = Timings(ok, arrival_s, arrival_s + 1, nothing, nothing + 1, np.ones(n, dtype=int), ok)
+    assert last_served(timings) == last
+    reverse = Timings(*(getattr(timings, f)[::-1] for f in Timings.__slots__))
+    assert last_served(reverse) == last
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("BF16/FP16", "auto"),
+        ("unstated (bf16 inferred)", "auto"),
+        ("FP8", "fp8"),
+        ("FP8 weights, BF16 KV", "fp8"),
+        ("W4A16", "int4"),
+        ("w8a8", "int8"),
+    ],
+)
+def test_precision_as_checkpoints_call_it(tmp_path, precision, dtype):
+    assert settings_for(one(tmp_path, precision=precision)).dtype == dtype
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"model": "nobody/secret-9b"}, "unknown model"),
@@ -222,6 +266,96 @@ def test_a_wrong_folder_is_one_line(tmp_path, break_it, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_measured(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+LOG = pd.DataFrame(
+    {
+        "stage": 0,
+        "arrival_s": 0.1 * np.arange(12),
+        "prompt_id": np.arange(12),
+        "input_tokens": 300,
+        "output_tokens": 20,
+        "error": 0,
+        "ttft_s": 0.05,
+        "e2e_s": 0.4,
+    }
+)
+LOGGED = {"replay_class": "A exact", "trace_file": "log.csv"}
+
+
+def logged(root, table, **changes):
+    """An experiment whose requests are those of `table`."""
+    (experiment,) = load_measured(write_folder(root, [SERVED | LOGGED | changes]))
+    table.to_csv(root / "log.csv", index=False)
+    return experiment
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (LOG.drop(columns="input_tokens"), "log.csv: missing column 'input_tokens'"),
+        (LOG.assign(output_tokens=0), "log.csv:2: output_tokens: got 0, expected a number >= 1"),
+        (LOG.assign(input_tokens=[300] * 4 + [None] * 8), "log.csv:6: input_tokens: got nothing"),
+        (LOG.assign(output_tokens=2.5), "log.csv:2: output_tokens: got 2.5, expected an integer"),
+        (LOG.assign(arrival_s="noon"), "log.csv:2: arrival_s: got noon"),
+        (LOG.assign(e2e_s=["soon", *[0.4] * 11]), "log.csv:2: e2e_s: got soon"),
+        (LOG.head(0), "log.csv: got no requests"),
+    ],
+)
+def test_a_wrong_log_of_requests_is_skipped_with_file_and_line(tmp_path, table, reason):
+    outcome = run_experiment(logged(tmp_path, table))
+    assert reason in outcome.skipped
+    assert "\n" not in outcome.skipped
+
+
+@pytest.mark.parametrize("error", [1, "timed out", True])
+def test_a_run_of_which_every_request_failed_is_an_overload_that_was_missed(tmp_path, error):
+    table = LOG.assign(error=error, ttft_s=np.nan, e2e_s=300.0)
+    logged(tmp_path, table)
+    values = validate(tmp_path, jobs=1).values.set_index("metric")
+    assert set(values["group"]) == {"overload"}
+    assert values.loc["failed_fraction", "error"] == -1.0
+    assert values.loc["throughput_requests", "measured"] == 0.0
+
+
+def test_a_log_without_optional_columns_counts_every_request(tmp_path):
+    logged(tmp_path, LOG.drop(columns=["stage", "prompt_id", "error"]))
+    values = validate(tmp_path, jobs=1).values.set_index("metric")
+    assert values.loc["failed_fraction", "measured"] == 0.0
+    assert values.loc["ttft_p90", "measured"] == pytest.approx(0.05)
+
+
+def test_a_replay_that_nothing_measured_stands_against_is_told(tmp_path):
+    warming_up = {"exp_key": "moe", "arch": "moe", "model": "mistralai/Mixtral-8x7B-v0.1", "tp": 2}
+    rows = [SERVED, SERVED | LOGGED | warming_up]
+    write_folder(tmp_path, rows)
+    LOG.to_csv(tmp_path / "log.csv", index=False)  # 12 requests: scoring begins at number 300
+    result = validate(tmp_path, seeds=1, jobs=1)
+    assert result.values.empty
+    assert {key: why[:16] for key, why in result.skipped.items()} == {
+        "served-8b": "nothing to score",
+        "moe": "nothing to score",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"value": "fast"}, "metrics.csv:3: value: got fast, expected a number"),
+        ({"stage": "first"}, "metrics.csv:3: stage: got first, expected a number"),
+        ({"value": ""}, ""),
+    ],
+)
+def test_a_metric_is_a_number_or_absent(tmp_path, cells, message):
+    write_folder(tmp_path, [SERVED])
+    good = {"exp_key": "served-8b", "stage": 0, "metric": "tpot", "stat": "mean", "value": 7.0, "unit": "ms"}
+    pd.DataFrame([good, good | {"stat": "p90"} | cells]).to_csv(tmp_path / "metrics.csv", index=False)
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            load_measured(tmp_path)
+    else:
+        (experiment,) = load_measured(tmp_path)
+        assert experiment.stages[0].measured == {"tpot_mean": pytest.approx(0.007)}
 
 
 def test_sets_choose_by_how_they_are_replayed(tmp_path):
