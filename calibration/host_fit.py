@@ -48,7 +48,7 @@ STEPS: dict[str, float] = {
     "step_host_s": 2e-4,
     "tp_step_host_s": 2e-4,
     "step_host_per_seq_s": 5e-6,
-    "step_host_per_prompt_s": 1e-3,
+    "prompt_launch_s": 5e-6,
     "truncation_per_vocab_s": 1e-9,
     "truncation_per_logit_s": 2e-11,
     "request_ingest_s": 5e-4,

@@ -124,7 +124,7 @@ class RooflineCostModel:
         ]
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
-        self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
+        self._prompt_launches_s = self.launches * engine.prompt_launch_s
         self._overlap = engine.host_overlaps_gpu
         self.generated_s = engine.generated_token_s
         if self._overlap:
@@ -156,7 +156,9 @@ class RooflineCostModel:
 
     def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
         """Seconds of a step with its host time: behind the GPU's, or before it."""
-        host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
+        host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
+        if prefill_seqs:
+            host += self._prompt_launches_s
         if self._overlap:
             return host if host > gpu_s else gpu_s
         return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host
@@ -306,8 +308,8 @@ class RooflineCostModel:
         """Add what the GPU waits for the host."""
         host = (
             self._host_s
-            + self._host_per_chunk_s * get["prefill_seqs"]
-            + self._host_per_seq_s * get["n_decode"]
+            + self._host_per_seq_s * (get["prefill_seqs"] + get["n_decode"])
+            + self._prompt_launches_s * (get["prefill_seqs"] > 0)
         )
         if self._overlap or self._launch_s:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(host.shape))

@@ -37,21 +37,26 @@ def _none(_: Experiment) -> Mapping[str, Any]:
 
 
 def _generated(experiment: Experiment) -> Mapping[str, Any]:
-    """Flags that AIConfigurator writes for an aggregated server (`generator`, releases 0.2 to 0.5).
+    """Flags that AIConfigurator writes for an aggregated server: `max_num_tokens = max_batch_size + isl + slack`.
 
-    vLLM and TensorRT-LLM: `max_num_tokens = max_batch_size + isl + 1500`; TensorRT-LLM: `free_gpu_memory_fraction` 0.8.
-    SGLang keeps its defaults: no release of that time wrote a token budget for it.
+    TensorRT-LLM gets a `free_gpu_memory_fraction` of 0.8 too. SGLang keeps its defaults: the releases of that time wrote
+    no token budget for it.
     """
     family = experiment.engine.lower()
-    if family == "sglang":
+    slack = SLACK_TOKENS.get(family)
+    if slack is None:
         return {}
-    tokens = round((experiment.concurrency or 0) + (experiment.input_spec_tokens or 0)) + SLACK_TOKENS
-    shared = {"max_num_batched_tokens": tokens}
-    return shared if family == "vllm" else shared | {"gpu_memory_utilization": 0.8}
+    tokens = round((experiment.concurrency or 0) + (experiment.input_spec_tokens or 0)) + slack
+    return {"max_num_batched_tokens": tokens} | (
+        {"gpu_memory_utilization": 0.8} if family == "trtllm" else {}
+    )
 
 
-SLACK_TOKENS = 1500
-"""Tokens of a step beyond one prompt and a token a client, see `_generated`."""
+SLACK_TOKENS = {"vllm": 1500, "trtllm": 500}
+"""Tokens of a step beyond one prompt and a token a client (`generator/rule_plugin` of `aiconfigurator` 0.12: `vllm.rule`,
+`trtllm.rule`). For TensorRT-LLM its rules for benchmarks and releases 0.2 to 0.5 say 1500, but an iteration of the
+measured servers took one prompt of 1024 tokens, not two: by the time a prompt takes from decoding (the same for 1024 and
+2048 tokens where launches bind) and by TTFT at TP 1, 2 and 8."""
 
 PLAIN = Sweep("plain", 10, 1.0, _none)
 """Nothing is known: ten requests a client (`num_prompts` of most benchmark scripts is ten times the concurrency)."""

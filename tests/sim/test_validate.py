@@ -127,7 +127,7 @@ def test_a_published_sweep_is_replayed_with_the_server_flags_of_its_generator(tm
         engine: sweep | {"engine": engine, "engine_version": "1.0"} for engine in ("vllm", "trtllm", "sglang")
     }
     vllm, trtllm, sglang = (settings_for(one(tmp_path / name, **row)) for name, row in rows.items())
-    assert vllm.max_num_batched_tokens == trtllm.max_num_batched_tokens == 4 + 1024 + 1500
+    assert (vllm.max_num_batched_tokens, trtllm.max_num_batched_tokens) == (4 + 1024 + 1500, 4 + 1024 + 500)
     assert trtllm.gpu_memory_utilization == 0.8
     assert (vllm.policy, trtllm.policy, sglang.policy) == ("chunked", "orca", "continuous")
     assert sglang.max_num_batched_tokens is None
