@@ -213,7 +213,8 @@ def scan(
     """{value of the constant: {metric: (mean, median) of |predicted / measured - 1| over the stages}}."""
     found = {}
     for value in values:
-        points = points_of(experiments, replace(engine, **{name: value}), mapper, everything=True)
+        changed: dict[str, Any] = {name: value}
+        points = points_of(experiments, replace(engine, **changed), mapper, everything=True)
         errors = np.abs(np.expm1(points.residual))
         metrics = np.array([metric for _, _, metric in points.labels])
         found[value] = {

@@ -141,7 +141,7 @@ def settings_for(experiment: Experiment) -> RunConfig:
     if family == "sglang":
         settings["policy"] = PROMPTS_FIRST
     if experiment.replay == "closed":
-        settings |= sweep_of(experiment).flags(experiment) | settings  # what the folder knows goes first
+        settings = {**sweep_of(experiment).flags(experiment), **settings}  # what the folder knows counts
         settings["max_concurrency"] = experiment.concurrency
         settings["generation_config"] = "greedy"  # what load generators of serving benchmarks ask for
         if FAMILIES.get(family) == "trtllm":
