@@ -8,6 +8,9 @@ truncated sampling costs, and the way of a request in and out. One set for all m
 with finite differences of whole simulations on common random numbers; residuals are log(predicted / measured) of mean
 TPOT and mean TTFT of each stage, weighted by the noise of such a value (1 % and 2 %), every experiment with the weight
 of one. Leave-one-model-out: the constants are fitted again without a model's runs and applied to them.
+
+`--scan NAME=VALUE,...` prints the errors at some values of one constant instead, TTFT of closed loops among them: whether
+a request still joins a step or waits for the next makes that jump, so no slope leads to its best value.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ STEPS: dict[str, float] = {
     "step_host_s": 2e-4,
     "tp_step_host_s": 2e-4,
     "step_host_per_seq_s": 5e-6,
-    "step_host_per_prompt_s": 1e-3,
+    "prompt_launch_s": 5e-6,
     "truncation_per_vocab_s": 1e-9,
     "truncation_per_logit_s": 2e-11,
     "request_ingest_s": 5e-4,
@@ -144,15 +147,18 @@ def usable(experiments: Iterable[Experiment], engine: str) -> list[Experiment]:
     return kept
 
 
-def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, float]]:
-    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed."""
+def measure(
+    experiment: Experiment, engine: EngineProfile, *, everything: bool = False
+) -> list[tuple[str, float]]:
+    """(metric, log(predicted / measured)) of the stages of one experiment, one arrival seed; what teaches, or `everything`."""
     setup = with_engine(resolve(settings_for(experiment)), engine)
     outcome = run_experiment(experiment, seeds=1, setup=setup)
     found = []
     for stage in outcome.stages:
         for metric, measured in stage.measured.items():
             name = UNSTATED.get(metric, metric)
-            if name in NOISE and name in stage.predicted and _teaches(name, experiment, stage.measured):
+            known = name in NOISE and name in stage.predicted
+            if known and (everything or _teaches(name, experiment, stage.measured)):
                 found.append((name, float(np.log(stage.predicted[name] / measured))))
     return found
 
@@ -160,9 +166,9 @@ def measure(experiment: Experiment, engine: EngineProfile) -> list[tuple[str, fl
 def _teaches(metric: str, experiment: Experiment, measured: Mapping[str, float]) -> bool:
     """Whether a metric of a stage says something of the host: TPOT always.
 
-    Not TTFT of a closed loop, which hangs on how far the clients were in step, which nobody recorded, nor where requests
-    queue (`QUEUED_STEPS`). Throughput only of a whole published run: it ends with the last requests, nearly alone, whose
-    steps tell host time a step from host time a sequence; elsewhere it is that of the arrivals.
+    Not TTFT of a closed loop, which moves in jumps (see `scan`), nor where requests queue (`QUEUED_STEPS`). Throughput
+    only of a whole published run: it ends with the last requests, nearly alone, whose steps tell host time a step from
+    host time a sequence; elsewhere it is that of the arrivals.
     """
     if metric == "throughput_output_tokens":
         return experiment.replay == "trace"
@@ -173,13 +179,21 @@ def _queued(measured: Mapping[str, float]) -> bool:
     return measured.get("ttft_mean", 0.0) > QUEUED_STEPS * measured.get("tpot_mean", math.inf)
 
 
-def points_of(experiments: Sequence[Experiment], engine: EngineProfile, mapper: Mapper = map) -> Points:
+def points_of(
+    experiments: Sequence[Experiment],
+    engine: EngineProfile,
+    mapper: Mapper = map,
+    *,
+    everything: bool = False,
+) -> Points:
     """Residuals of all experiments under one profile."""
     residuals: list[float] = []
     weights: list[float] = []
     labels: list[tuple[str, str, str]] = []
     for experiment, rows in zip(
-        experiments, mapper(partial(measure, engine=engine), experiments), strict=True
+        experiments,
+        mapper(partial(measure, engine=engine, everything=everything), experiments),
+        strict=True,
     ):
         stages = max(sum(metric == "tpot_mean" for metric, _ in rows), 1)
         for metric, value in rows:
@@ -187,6 +201,28 @@ def points_of(experiments: Sequence[Experiment], engine: EngineProfile, mapper: 
             weights.append(1.0 / (NOISE[metric] * stages**0.5))
             labels.append((experiment.key, experiment.model, metric))
     return Points(np.array(residuals), np.array(weights), tuple(labels))
+
+
+def scan(
+    experiments: Sequence[Experiment],
+    engine: EngineProfile,
+    name: str,
+    values: Sequence[float],
+    *,
+    mapper: Mapper = map,
+) -> dict[float, dict[str, tuple[float, float]]]:
+    """{value of the constant: {metric: (mean, median) of |predicted / measured - 1| over the stages}}."""
+    found = {}
+    for value in values:
+        changed: dict[str, Any] = {name: value}
+        points = points_of(experiments, replace(engine, **changed), mapper, everything=True)
+        errors = np.abs(np.expm1(points.residual))
+        metrics = np.array([metric for _, _, metric in points.labels])
+        found[value] = {
+            m: (float(errors[metrics == m].mean()), float(np.median(errors[metrics == m])))
+            for m in ("tpot_mean", "ttft_mean")
+        }
+    return found
 
 
 def fit_host(
@@ -291,6 +327,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiments = usable(chosen(load_measured(args.measured), args.set.split(",")), args.engine)
     names = tuple(args.fit.split(",")) if args.fit else DEFAULT_NAMES
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        if args.scan:
+            name, values = _scanned(args.scan)
+            rows = scan(experiments, load_engine(args.engine), name, values, mapper=pool.map)
+            print(scan_report(name, rows))
+            return 0
         found = fit_host(experiments, load_engine(args.engine), names, rounds=args.rounds, mapper=pool.map)
     print(report(found))
     if args.write:
@@ -308,10 +349,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default="vllm-0.15.1", help="engine profile (vllm-0.15.1)")
     parser.add_argument("--set", default="A,B", help="sets of runs (A,B)")
     parser.add_argument("--fit", help="constants, by commas: " + ", ".join(STEPS))
+    parser.add_argument("--scan", metavar="NAME=VALUE,...", help="errors at values of one constant; no fit")
     parser.add_argument("--rounds", type=int, default=2, help="Gauss-Newton rounds (2)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--write", help="engines.toml to put the constants into")
     return parser
+
+
+def _scanned(text: str) -> tuple[str, list[float]]:
+    """Name and values of `--scan`."""
+    name, _, values = text.partition("=")
+    if name not in STEPS:
+        raise CalibrationError(f"--scan: got {name!r}{nearest(name, STEPS)}")
+    try:
+        return name, [float(value) for value in values.split(",")]
+    except ValueError:
+        raise CalibrationError(f"--scan: got {text!r}, expected NAME=VALUE,... with numbers") from None
+
+
+def scan_report(name: str, rows: Mapping[float, Mapping[str, tuple[float, float]]]) -> str:
+    """One line a value: mean and median errors in percent."""
+    lines = [f"{name:>28} {'TPOT mean':>10} {'median':>7} {'TTFT mean':>10} {'median':>7}"]
+    for value, errors in rows.items():
+        (tpot, tpot_50), (ttft, ttft_50) = (errors[m] for m in ("tpot_mean", "ttft_mean"))
+        lines.append(
+            f"{value:28.4g} {100 * tpot:10.1f} {100 * tpot_50:7.1f} {100 * ttft:10.1f} {100 * ttft_50:7.1f}"
+        )
+    return "\n".join(lines)
 
 
 def report(found: HostFit) -> str:

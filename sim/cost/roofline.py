@@ -125,7 +125,7 @@ class RooflineCostModel:
         ]
         self._host_s = engine.step_host_s + (engine.tp_step_host_s if tp > 1 else 0.0)
         self._host_per_seq_s = engine.step_host_per_seq_s
-        self._host_per_chunk_s = engine.step_host_per_seq_s + engine.step_host_per_prompt_s
+        self._prompt_launches_s = self.launches * engine.prompt_launch_s
         self._overlap = engine.host_overlaps_gpu
         self.generated_s = engine.generated_token_s + (engine.tp_generated_token_s if tp > 1 else 0.0)
         if self._overlap:
@@ -153,15 +153,13 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        gpu = self._gpu_s(work)
-        host = self._host_s + self._host_per_chunk_s * work[1] + self._host_per_seq_s * work[4]
-        if self._overlap:
-            return (host if host > gpu else gpu) + self.generated_s * work[7]
-        return (gpu if gpu > self._launch_s else self._launch_s) + host + self.generated_s * work[7]
+        return self._hosted(self._gpu_s(work), work[1], work[4]) + self.generated_s * work[7]
 
     def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
         """Seconds of a step with its host time: behind the GPU's, or before it."""
-        host = self._host_s + self._host_per_chunk_s * prefill_seqs + self._host_per_seq_s * n_decode
+        host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
+        if prefill_seqs:
+            host += self._prompt_launches_s
         if self._overlap:
             return host if host > gpu_s else gpu_s
         return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host
@@ -300,8 +298,8 @@ class RooflineCostModel:
         """Add what the GPU waits for the host."""
         host = (
             self._host_s
-            + self._host_per_chunk_s * get["prefill_seqs"]
-            + self._host_per_seq_s * get["n_decode"]
+            + self._host_per_seq_s * (get["prefill_seqs"] + get["n_decode"])
+            + self._prompt_launches_s * (get["prefill_seqs"] > 0)
         )
         if self._overlap or self._launch_s:
             gpu_s = sum((s for split in seconds.values() for s in split.values()), np.zeros(host.shape))

@@ -155,7 +155,7 @@ class EngineProfile:
     pipeline_depth          1: step k+1 is planned when step k starts (async scheduling); 0: when step k ends
     step_host_s             host seconds of each step ...
     step_host_per_seq_s     ... and per sequence in it
-    step_host_per_prompt_s  host seconds per prompt chunk in it: taking in a request, its tokens, its blocks
+    prompt_launch_s         ... and per kernel launch where it has prompts, if no CUDA graph covers such steps
     host_overlaps_gpu       True: a step lasts max(GPU, host); False: GPU + host
     request_ingest_s        API server and tokeniser before the queue, per request ...
     request_ingest_per_token_s  ... and per prompt token
@@ -187,7 +187,7 @@ class EngineProfile:
     pipeline_depth: int = 0
     step_host_s: float = 0.0
     step_host_per_seq_s: float = 0.0
-    step_host_per_prompt_s: float = 0.0
+    prompt_launch_s: float = 0.0
     host_overlaps_gpu: bool = False
     tp_step_host_s: float = 0.0
     request_ingest_s: float = 0.0

@@ -17,10 +17,11 @@ stages has one row, stage 0 or -1; a row of stage -1 beside others is the whole 
 | `kv_blocks_gpu`, `kv_blocks_source` | KV blocks; only a source that starts with `measured` is taken, else the ledger |
 | `workload` | free text; with `1 prefill + 1 decode` in it the run was disaggregated |
 | `rate_rps`, `duration_s`, `n_requests` | arrivals of the stage (statistical replay) |
-| `concurrency` | requests in flight (closed loop) |
+| `concurrency` | requests in flight (closed loop); `n_requests` in all, where it is known |
 | `isl_spec`, `isl_mean_measured`, `osl_spec` | prompt tokens as specified and as counted, output tokens |
 | `prompt_cycle`, `shared_prefix_len`, `n_prompts_per_group` | request i sends prompt i mod cycle; prompts of a group share a prefix |
 | `request_timeout_s` | after which clients give up |
+| `source` | where the row is from; published closed-loop sweeps are known by it, see `closed_loops` |
 | `trace_file` | requests of an exact replay, relative to the folder |
 
 Only `exp_key`, `hardware`, `model` and `engine` must be there; an absent column or cell means "not known", and the
@@ -123,17 +124,13 @@ class Experiment:
     prompts_per_group: int = 0
     timeout_s: float | None = None
     trace_file: Path | None = None
+    source: str = ""
     peers: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def set(self) -> str:
         """Its set, as `--set` calls it."""
         return next(name for name, replay in SETS.items() if replay == self.replay)
-
-    @property
-    def prefill_first(self) -> bool:
-        """Whether the engine computes waiting prompts in steps of their own before it decodes on (SGLang's default)."""
-        return self.engine.lower() == "sglang"
 
     @property
     def pools(self) -> tuple[int, int] | None:
@@ -257,6 +254,7 @@ def _experiment(
         prompts_per_group=row.integer("n_prompts_per_group") or 0,
         timeout_s=row.number("request_timeout_s"),
         trace_file=root / trace if trace else None,
+        source=row.text("source"),
         peers=peers,
     )
 

@@ -11,6 +11,7 @@ from stepline.traces.errors import CalibrationError, ConfigError, InputError
 
 from ..cost.catalogue import known_engines, load_engine
 from ..engine.request_log import FINISHED
+from .closed_loops import sweep_of
 from .config import RunConfig
 from .measured import Experiment
 from .run import simulate_resolved
@@ -35,6 +36,13 @@ FAMILIES = {
 
 QUANTISED = {"w4a16": "int4", "w8a8": "int8"}
 """Precision as published checkpoints call it: `--dtype`."""
+
+PROMPTS_FIRST = "continuous"
+"""SGLang computes waiting prompts in steps of their own before it decodes on (`enable_mixed_chunk` is off by default)."""
+
+WHOLE_PROMPTS = "orca"
+"""TensorRT-LLM: `enable_chunked_prefill` is off by default, so an iteration holds whole prompts beside all decodes, and
+its default capacity scheduler, `GUARANTEED_NO_EVICT`, admits a request only with room for all it may generate."""
 
 TRANSFER = "prefill={},decode={},link=nvlink,connector=p2p-nccl"
 ASSUMED = (
@@ -130,13 +138,16 @@ def settings_for(experiment: Experiment) -> RunConfig:
     dtype = _dtype(experiment)
     if dtype:
         settings["dtype"] = dtype
-    if experiment.prefill_first:
-        settings["policy"] = "continuous"
+    family = experiment.engine.lower()
+    if family == "sglang":
+        settings["policy"] = PROMPTS_FIRST
     if experiment.replay == "closed":
+        settings = {**sweep_of(experiment).flags(experiment), **settings}  # what the folder knows counts
         settings["max_concurrency"] = experiment.concurrency
-    if experiment.replay == "closed":
         settings["generation_config"] = "greedy"  # what load generators of serving benchmarks ask for
-    if settings.get("dtype") == "fp8" and FAMILIES.get(experiment.engine.lower()) == "trtllm":
+        if FAMILIES.get(family) == "trtllm":
+            settings["policy"] = WHOLE_PROMPTS
+    if settings.get("dtype") == "fp8" and FAMILIES.get(family) == "trtllm":
         settings["kv_cache_dtype"] = "fp8"  # TensorRT-LLM's fp8 checkpoints (ModelOpt) carry an fp8 KV cache
     engine = engine_for(experiment)
     if experiment.pools is not None:
@@ -200,10 +211,7 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Requests in the order of the trace, arrays of shape (n,): `ok` finished, times in seconds (NaN where not).
-
-    `whole`: False for requests that were cut short to start a closed loop: only their TTFT counts.
-    """
+    """Requests in the order of the trace, arrays of shape (n,): `ok` finished, times in seconds (NaN where not)."""
 
     ok: NDArray[np.bool_]
     arrival_s: NDArray[np.float64]
@@ -211,7 +219,6 @@ class Timings:
     ttft_s: NDArray[np.float64]
     e2e_s: NDArray[np.float64]
     outputs: NDArray[np.int64]
-    whole: NDArray[np.bool_]
 
     def rows(self, mask: NDArray[np.bool_]) -> Timings:
         """Those of `mask`."""
@@ -224,7 +231,7 @@ def _replayed(setup: Setup, load: Load) -> Timings:
     arrival, finish = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
     ttft = np.where(ok, requests["first_token_s"].to_numpy() - arrival, np.nan)
     e2e = np.where(ok, finish - arrival, np.nan)
-    return Timings(ok, arrival, finish, ttft, e2e, load.trace.output_tokens, load.whole)
+    return Timings(ok, arrival, finish, ttft, e2e, load.trace.output_tokens)
 
 
 def _logged(load: Load) -> Timings | None:
@@ -234,9 +241,7 @@ def _logged(load: Load) -> Timings | None:
     seen, trace = load.observed, load.trace
     ok = (seen["error"] == 0) & np.isfinite(seen["e2e_s"])
     finish = trace.arrival_s + seen["e2e_s"]
-    return Timings(
-        ok, trace.arrival_s, finish, seen["ttft_s"], seen["e2e_s"], trace.output_tokens, load.whole
-    )
+    return Timings(ok, trace.arrival_s, finish, seen["ttft_s"], seen["e2e_s"], trace.output_tokens)
 
 
 def scored_rows(experiment: Experiment, load: Load, stage: int) -> NDArray[np.bool_]:
@@ -266,7 +271,7 @@ def stage_metrics(timings: Timings) -> dict[str, float]:
         "throughput_output_tokens": timings.outputs[ok].sum() / span,
         "failed_fraction": 1.0 - ok.mean(),
     }
-    done = timings.rows(ok & timings.whole)
+    done = timings.rows(ok)
     tokens = done.outputs - 1
     several = tokens > 0
     tpot = (done.e2e_s - done.ttft_s)[several] / tokens[several]

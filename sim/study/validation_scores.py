@@ -22,7 +22,8 @@ Scoring rules
   last arrival before the collapse (the one that best parts requests that finished from those that gave up).
 - A statistical replay draws the arrivals anew: mean over seeds, standard deviation beside it.
 - KV blocks are taken from the folder only where their source says "measured"; else the memory ledger computes them.
-- Closed-loop points do not say whether they are means or medians: they are held against means.
+- Closed-loop points do not say whether they are means or medians: they are held against means. Clients and server flags
+  are those of the programs that made the sweep, where these are public (docs/concepts/accuracy.md).
 - Groups are shown as means of their experiments and as medians.
 - Peers are scored on the same experiments and stages, against the same measured values.
 Noise of repeated measurements: E2E 1 %, TPOT 1 %, TTFT 2 %."""

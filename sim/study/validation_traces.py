@@ -15,6 +15,7 @@ from stepline.traces.errors import ConfigError
 from stepline.traces.random_streams import stream
 from stepline.traces.trace import Ragged, Trace
 
+from .closed_loops import sweep_of
 from .measured import Experiment, Stage
 
 if TYPE_CHECKING:
@@ -30,16 +31,11 @@ RETOKENISED = 1.047
 BLOCK = 16
 """Tokens of the blocks in which shared prefixes are stated (vLLM's default block)."""
 
-WAVES = 6
-"""Requests per client of a closed loop. How many the load generator sent is not recorded; the burst of its first wave is
-part of a mean TTFT, and the growth of TTFT with the number of clients (70B and 32B runs of vLLM) speaks of 5 to 8."""
-
 
 class Load:
     """A trace with what the folder knows about each of its rows.
 
-    `stage`: int array of shape (n,); `observed`: {`error`, `ttft_s`, `e2e_s`: float arrays (n,)} or None; `whole`: bool
-    array (n,), False for requests whose output was cut short to start a closed loop (only their TTFT counts).
+    `stage`: int array of shape (n,); `observed`: {`error`, `ttft_s`, `e2e_s`: float arrays (n,)} or None.
     """
 
     def __init__(
@@ -47,12 +43,10 @@ class Load:
         trace: Trace,
         stage: NDArray[np.int64],
         observed: dict[str, NDArray[np.float64]] | None = None,
-        whole: NDArray[np.bool_] | None = None,
     ) -> None:
         self.trace = trace
         self.stage = stage
         self.observed = observed
-        self.whole = np.ones(len(trace), dtype=bool) if whole is None else whole
 
 
 def load_of(experiment: Experiment, seed: int = 0) -> Load:
@@ -268,31 +262,26 @@ def _whole(experiment: Experiment, name: str, value: float | None) -> int:
 def _closed(experiment: Experiment, seed: int) -> Load:
     """All requests due at once; the concurrency limit of the run sends them. Random tokens: nothing is shared.
 
-    Under an engine that mixes prompts and decodes, clients of a real run fall out of step with each other. Simulated
-    ones of equal lengths would stay in step for ever, so the first request of each ends after a random part of its
-    output, as in the stationary state of a renewal process. Where prompts go first, clients stay in step: whoever asks
-    while a prompt is computed is served before the decodes go on.
+    Clients start together and, where lengths are alike, stay as far apart as the first prompts came: no phase is drawn.
+    Each asks for exactly the tokens that it gets.
     """
     clients = experiment.concurrency
     if clients is None:
         raise ConfigError(f"{experiment.key}: concurrency: got none, expected one for a closed loop")
-    n = clients * WAVES
+    sweep = sweep_of(experiment)
+    n = experiment.stages[0].n_requests or clients * sweep.rounds
+    rng = stream(seed, "validate", experiment.key)
+    inputs = _lengths(rng, input_tokens(experiment), sweep.shortest_frac, n)
     output = _whole(experiment, "osl_spec", experiment.output_tokens)
-    outputs = np.full(n, output)
-    if experiment.prefill_first:
-        return Load(_loop(experiment, outputs), np.full(n, experiment.stages[0].index))
-    parts = stream(seed, "validate", experiment.key).random(clients)
-    outputs[:clients] = np.maximum(np.ceil(output * parts), 1)
-    return Load(
-        _loop(experiment, outputs),
-        np.full(n, experiment.stages[0].index),
-        whole=np.arange(n) >= clients,
-    )
+    outputs = _lengths(rng, output, sweep.shortest_frac, n)
+    columns = {"max_output_tokens": outputs.tolist()}
+    trace = Trace(np.zeros(n), inputs, outputs, columns=columns, source=experiment.key)
+    return Load(trace, np.full(n, experiment.stages[0].index))
 
 
-def _loop(experiment: Experiment, outputs: NDArray[np.int64]) -> Trace:
-    n = len(outputs)
-    return Trace(np.zeros(n), np.full(n, input_tokens(experiment)), outputs, source=experiment.key)
+def _lengths(rng: np.random.Generator, longest: int, shortest_frac: float, n: int) -> NDArray[np.int64]:
+    """`n` lengths, uniform over the integers from `shortest_frac` of the longest to the longest."""
+    return rng.integers(max(int(longest * shortest_frac), 1), longest, size=n, endpoint=True)
 
 
 # --- shared prefixes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from stepline.calibration.host_fit import fit_host, main, report, usable, write_constants
+from stepline.calibration.host_fit import fit_host, main, report, scan, usable, write_constants
 from stepline.calibration.tasks_serving import SERVING, cold_rows, never_dearer_than_more_rows
 from stepline.sim.cost.catalogue import load_engine
 from stepline.sim.study.measured import load_measured
@@ -51,6 +51,25 @@ def test_a_model_left_out_is_predicted_by_the_others(folder):
     text = report(found)
     assert "step_gpu_s" in text
     assert "mean, left out" in text
+
+
+def test_a_scan_is_without_error_at_the_value_that_made_the_measurements_and_counts_ttft_of_closed_loops(
+    tmp_path,
+):
+    loop = SERVED | {"replay_class": "B closed-loop", "concurrency": 4, "n_requests": 16}
+    root = write_folder(tmp_path, [loop])
+    measure_by_simulation(root)
+    engine = load_engine("vllm-0.15.1")
+    true = engine.request_ingest_s
+    found = scan(usable(load_measured(root), engine.name), engine, "request_ingest_s", [0.0, true, 0.02])
+    assert found[true]["ttft_mean"] == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert found[0.0]["ttft_mean"][0] > 0.01 < found[0.02]["ttft_mean"][0]
+
+
+@pytest.mark.parametrize("text", ["step_gpu=1", "step_gpu_s", "step_gpu_s=fast"])
+def test_a_scan_that_says_nothing_is_refused(folder, text):
+    with pytest.raises(CalibrationError, match="--scan"):
+        main(["--measured", str(folder), "--scan", text, "--jobs", "1"])
 
 
 def test_only_dense_runs_of_the_engine_on_h100_teach(folder, tmp_path):

@@ -133,6 +133,25 @@ def test_a_llama_layer_launches_ten_kernels():
     assert priced(tp=2).launches == 32 * 12 + 4  # two all-reduces a layer, one all-gather of the logits
 
 
+def test_steps_with_prompts_wait_for_their_launches_and_decodes_do_not():
+    """An engine whose graphs hold decodes alone: the floor of a step is there once, however many prompts it has."""
+    graphs = replace(load_engine("ideal"), host_overlaps_gpu=True)
+    launching = replace(graphs, prompt_launch_s=5e-5)
+    plain, late = (
+        RooflineCostModel(load_model("llama-3.1-8b"), H100, priced().calibration, engine=e)
+        for e in (graphs, launching)
+    )
+    decodes = StepWork(n_decode=8, context_tokens=(8000,), logits_rows=8)
+    assert late.step_s(decodes) == plain.step_s(decodes)
+    one = StepWork(64, 1, 64 * 65 // 2, 64, 0, (0,), 1)
+    two = StepWork(128, 2, 64 * 65, 128, 0, (0,), 2)
+    long = StepWork(8192, 1, 8192 * 8193 // 2, 8192, 0, (0,), 1)
+    assert late.step_s(one) == late.step_s(two) == pytest.approx(late.launches * 5e-5)
+    assert late.step_s(long) == plain.step_s(long)
+    for work in (decodes, one, two, long):
+        assert late.explain(work).total_s == pytest.approx(late.step_s(work))
+
+
 def test_eager_launches_bind_small_steps_and_leave_large_ones():
     graphs, eager = priced(engine="vllm-v1"), priced(engine="vllm-v1", enforce_eager=True)
     profile = load_engine("vllm-v1")

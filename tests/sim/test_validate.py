@@ -103,17 +103,52 @@ def test_the_law_gives_the_exact_count_in_the_exact_time_and_another_seed_other_
     assert set(a.trace.input_tokens.tolist()) == {round(500 * RETOKENISED)}
 
 
-def test_a_closed_loop_keeps_its_clients_busy_and_leaves_the_short_first_requests_out_of_tpot(tmp_path):
-    experiment = one(
-        tmp_path, replay_class="B closed-loop point", concurrency=4, shared_prefix_len=0, prompt_cycle=0
-    )
+CLOSED = {
+    "replay_class": "B closed-loop point",
+    "concurrency": 4,
+    "n_requests": None,
+    "shared_prefix_len": 0,
+    "prompt_cycle": 0,
+}
+
+
+def test_a_closed_loop_keeps_its_clients_busy(tmp_path):
+    experiment = one(tmp_path, **CLOSED)
     load = load_of(experiment)
-    assert (load.trace.output_tokens[4:] == 40).all()
-    assert load.whole.tolist() == [False] * 4 + [True] * (len(load.trace) - 4)
+    assert (load.trace.output_tokens == 40).all()
+    assert len(load.trace) == 4 * 10
     settings = settings_for(experiment)
     assert (settings.max_concurrency, settings.generation_config) == (4, "greedy")
     (stage,) = run_experiment(experiment).stages
     assert stage.predicted["tpot_p50"] == pytest.approx(stage.predicted["tpot_mean"], rel=0.2)
+
+
+def test_a_recorded_number_of_requests_is_the_number_sent(tmp_path):
+    assert len(load_of(one(tmp_path, **CLOSED | {"n_requests": 12})).trace) == 12
+
+
+def test_a_published_sweep_is_replayed_with_the_server_flags_of_its_generator(tmp_path):
+    bare = {"max_num_batched_tokens": None, "gpu_memory_utilization": None}
+    sweep = CLOSED | {"source": "aiconfigurator silicon_sample.csv", "isl_spec": 1024.0} | bare
+    rows = {
+        engine: sweep | {"engine": engine, "engine_version": "1.0"} for engine in ("vllm", "trtllm", "sglang")
+    }
+    vllm, trtllm, sglang = (settings_for(one(tmp_path / name, **row)) for name, row in rows.items())
+    assert (vllm.max_num_batched_tokens, trtllm.max_num_batched_tokens) == (4 + 1024 + 1500, 4 + 1024 + 500)
+    assert trtllm.gpu_memory_utilization == 0.8
+    assert (vllm.policy, trtllm.policy, sglang.policy) == ("chunked", "orca", "continuous")
+    assert sglang.max_num_batched_tokens is None
+    known = settings_for(one(tmp_path / "known", **rows["vllm"] | {"max_num_batched_tokens": 2048}))
+    assert known.max_num_batched_tokens == 2048
+
+
+def test_lengths_of_inferencemax_vary_and_all_others_are_alike(tmp_path):
+    shape = CLOSED | {"source": "aiconfigurator", "engine_version": None, "isl_mean_measured": None}
+    varied = load_of(one(tmp_path / "a", **shape, isl_spec=1024, osl_spec=8192)).trace
+    assert 819 <= varied.input_tokens.min() < varied.input_tokens.max() <= 1024
+    assert 6553 <= varied.output_tokens.min() < varied.output_tokens.max() <= 8192
+    alike = load_of(one(tmp_path / "b", **shape, isl_spec=1024, osl_spec=512)).trace
+    assert set(alike.input_tokens.tolist()) == {1024}
 
 
 def test_estimated_blocks_are_not_taken_for_measured_ones(tmp_path):
@@ -400,7 +435,6 @@ def test_rates_count_from_the_first_arrival_to_the_last_end():
         ok=np.array([True, True]),
         **{k: np.array(v) for k, v in times.items()},
         outputs=np.array([4, 1]),
-        whole=np.array([True, True]),
     )
     found = stage_metrics(timings)
     assert found["throughput_requests"] == pytest.approx(2 / 5)
