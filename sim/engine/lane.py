@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .replica import Replica
     from .sequence import Sequence
 
-ROUNDS = range(256)
+ROUNDS = range(64)
 """Steps and leaps taken at a time, so that the step log is handed on and who watches a run sees it go on."""
 UNDERWAY = Plan([])
 """Answer of `glide`: a step is in progress."""

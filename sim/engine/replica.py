@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from .step_log import GapLog, StepLog
     from .swap import StepLink, SwapSpace
 
-ROUNDS = range(64)
-"""Steps and leaps taken at a time where nothing else happens, so that who watches a run sees it go on."""
+AT_A_TIME = 1 << 14
+"""Bytes of the step log written at a time where nothing else happens, so that who watches a run sees it go on."""
 
 
 class Replica:
@@ -274,7 +274,8 @@ class Replica:
     def _run(self) -> None:
         """End the step in progress and take more, until one outlasts the next event of the simulation."""
         self.horizon_s = self.env.peek()
-        for _ in ROUNDS:
+        enough = len(self.rows) + AT_A_TIME
+        while len(self.rows) < enough:
             if self.mixed:
                 self._end_mixed()
             else:

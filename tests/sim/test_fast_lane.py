@@ -102,3 +102,13 @@ class TestLivelock:
         result = simulate(trace, RunConfig(policy=policy, engine=engine, num_gpu_blocks_override=4_200))
         assert len(result.requests) == n
         assert result.totals.steps < 40_000
+
+
+def test_the_lane_lets_the_clock_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches a run hears of it every few hundred steps, even where nothing else happens in the simulation."""
+    monkeypatch.setattr("stepline.sim.cluster.cluster.EVENTS_PER_CHECK", 4)
+    heard: list[int] = []
+    n = 1000
+    trace = Trace(np.arange(n) * 0.1, np.full(n, 500), np.full(n, 20), source="generated")
+    simulate(trace, RunConfig(), on_progress=lambda progress: heard.append(progress.done))
+    assert len(set(heard)) >= 4
