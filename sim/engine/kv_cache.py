@@ -365,8 +365,7 @@ class KVCache:
         if seq.reserved_blocks:
             self.free += seq.reserved_blocks - total
             seq.reserved_blocks = 0
-        eviction = self.eviction
-        if eviction is None or not (self.index or keep or seq.held_segments):
+        if self.eviction is None or not (self.index or keep or seq.held_segments):
             self.free += total  # nothing is findable, so the order in which blocks are reused does not matter
             return
         if keep:

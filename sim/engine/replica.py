@@ -353,7 +353,7 @@ class Replica:
     def _draw(self) -> None:
         """Look ahead to the next arrival of the feed."""
         outputs, most = self.seats.outputs, self.max_tokens
-        for seq in self.arrivals:
+        for seq in self.arrivals:  # one, unless it is rejected
             if seq.input_tokens + outputs[seq.index] <= most:
                 self.coming, self.coming_s = seq, seq.arrival_s
                 return

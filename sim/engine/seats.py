@@ -303,8 +303,9 @@ class Seats:
 
     def release_leaving(self) -> None:
         """The KV of those that have left is free."""
+        release = self.kv.release
         for seq, kv_tokens in self.leaving:
-            self.kv.release(seq, kv_tokens)
+            release(seq, kv_tokens)
         self.leaving.clear()
 
     def done(self, seq: Sequence, status: int, time_s: float, tokens: int) -> None:
