@@ -61,13 +61,16 @@ class SloChunkPolicy(LimitedPromptPolicy):
         return self._search(view, most) if view.n_decoding else most
 
     def _search(self, view: Any, most: int) -> int:
-        """Bisection over the powers of two: step times rise with the chunk."""
+        """From the middle of the powers of two, where most answers are, up or down: step times rise with the chunk."""
         history = next((seq.computed_tokens for seq in view.prefilling), 0)
-        low, high = 0, max(most // self.min_chunk_tokens, 1).bit_length() - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if view.step_s(self.min_chunk_tokens << middle, history) <= self.tpot_s:
-                low = middle
-            else:
-                high = middle - 1
-        return self.min_chunk_tokens << low
+        least, target_s = self.min_chunk_tokens, self.tpot_s
+        top = max(most // least, 1).bit_length() - 1
+        level = (top + 1) // 2
+        if level and view.step_s(least << level, history) > target_s:
+            level -= 1
+            while level and view.step_s(least << level, history) > target_s:
+                level -= 1
+        else:
+            while level < top and view.step_s(least << level + 1, history) <= target_s:
+                level += 1
+        return least << level
