@@ -163,7 +163,7 @@ def only(todo: list[Case], kernels: str | None) -> list[Case]:
 def collectives(kernels: Kernels, dtype: str) -> list[Case]:
     """All-reduce cases for the GPUs of this machine: 2, 4 and 8 of them, 1 KiB to 256 MiB; none with a single GPU."""
     worlds = [w for w in (2, 4, 8) if w <= int(getattr(kernels, "n_gpus", 1))]
-    sizes = [2**i for i in range(10, 29, 2)]
+    sizes = [2**i for i in range(10, 29)]
     return [Case("all_reduce", dtype, world=w, message_bytes=b) for w in worlds for b in sizes]
 
 

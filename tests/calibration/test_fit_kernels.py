@@ -119,7 +119,7 @@ def test_the_bootstrap_widens_when_families_share_their_error():
     shared = np.repeat(np.random.default_rng(0).normal(0, 0.05, 30), 10)
     seconds = 2.0 * x * np.exp(shared)
     fit = fit_constants(lambda c: c["slope"] * x, seconds, {"slope": 1.0})
-    by_family = bootstrap_covariance(lambda c: c["slope"] * x, seconds, np.repeat(np.arange(30), 10), fit, {})
+    by_family = bootstrap_covariance(lambda c: c["slope"] * x, seconds, np.repeat(np.arange(30), 10), fit)
     assert by_family[0][0] > 4 * fit.covariance[0][0]
 
 
