@@ -74,7 +74,9 @@ def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual:
     """
     x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(dtype=float)
     try:
-        found = best_fit(lambda c: task.predict(c, x, gpu, dtype), seconds, task.starts, task.fixed, task.choices)
+        found = best_fit(
+            lambda c: task.predict(c, x, gpu, dtype), seconds, task.starts, task.fixed, task.choices
+        )
     except CalibrationError as error:
         raise CalibrationError(f"{task.name}: {error}") from None
     grid = None

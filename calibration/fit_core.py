@@ -148,19 +148,21 @@ def bootstrap_covariance(
     return tuple(tuple(row) for row in np.atleast_2d(np.cov(np.array(logs), rowvar=False)).tolist())
 
 
-_LOW = {"exponent": 0.0, "overlap_exponent": 0.0, "t0_s": float(np.log(1e-6))}
+_LOW = {"t0_s": float(np.log(1e-6))}
 """Least logarithms: terms overlap or add (p >= 1), and no kernel launches in less than a microsecond."""
 
 
 def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:
-    low = [_LOW.get(name, np.log(1e-3) if name.endswith("_eff") else -40.0) for name in names]
-    return np.array(low), np.array([_highest_log(name) for name in names])
+    pairs = [_log_range(name) for name in names]
+    return np.array([low for low, _ in pairs]), np.array([high for _, high in pairs])
 
 
-def _highest_log(name: str) -> float:
+def _log_range(name: str) -> tuple[float, float]:
     if name.endswith("exponent"):
-        return float(np.log(8.0))
-    return 0.0 if name.endswith("_eff") else 5.0
+        return 0.0, float(np.log(8.0))
+    if name.endswith("_eff"):
+        return float(np.log(1e-3)), 0.0
+    return _LOW.get(name, -40.0), 5.0
 
 
 def _covariance(jacobian: Array, residuals: Array) -> Array:
