@@ -56,11 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lab.add_argument(
         "--model", help="model whose layers are built with random weights (catalogue name or config.json)"
     )
-    lab.add_argument("--layers", type=int, help="build only this many layers and scale to the model's")
     lab.add_argument(
-        "--tokens", help="prompt lengths of --phase prefill, by commas (default: 128,512,2048,8192)"
+        "--layers",
+        type=int,
+        help="build only this many layers and scale to the model's (default: all, on a CPU 1)",
     )
-    lab.add_argument("--batches", help="batches of --phase decode, by commas (default: 1,4,16,64,128,256)")
+    lab.add_argument(
+        "--tokens",
+        help="prompt lengths of --phase prefill, by commas (default: 128,512,2048,8192; on a CPU 16,64,256)",
+    )
+    lab.add_argument(
+        "--batches", help="batches of --phase decode, by commas (default: 1,4,16,64,128,256; on a CPU 1,4,16)"
+    )
     lab.add_argument("--context", type=int, help="prompt of --phase decode in tokens (default: 128)")
 
 
