@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> (`module:function` taking the remaining arguments, one line of help)."""
 
+BROKEN_PIPE = 141
+"""Exit status as shells report it: 128 + SIGPIPE."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `calibrate VERB ...`; returns the exit status (2 for a user's mistake, which never shows a traceback)."""
@@ -29,12 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"calibrate: unknown verb {arguments[0]!r}{nearest(arguments[0], VERBS)}")
         module, _, function = VERBS[arguments[0]][0].partition(":")
         status = getattr(importlib.import_module(module), function)(arguments[1:])
+        sys.stdout.flush()
     except InputError as error:
         print(f"calibrate: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("calibrate: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader went away (`| head`); whatever is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     return int(status or 0)
 
 

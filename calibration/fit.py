@@ -17,7 +17,7 @@ from .fit_core import Array, Fit, best_fit, bootstrap_covariance, mape
 from .fit_residual import ResidualPlan, fit_residual
 from .reach import reach
 from .task import families
-from .tasks import TASKS, Columns, Task, columns_of, rows_for
+from .tasks import GEMM, TASKS, Columns, Task, columns_of, rows_for
 from .tasks_mla import mla_tasks
 from .tasks_serving import SERVING
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_ROWS = 8
-"""Fewer shapes than this fit no form: the kernel is left out and said so."""
+"""Fewer shapes than this, or than two a constant, fit no form: the kernel is left out and said so."""
 
 MIN_RESIDUAL_ROWS = 20
 MIN_ROWS_PER_KNOT = 0.25
@@ -74,7 +74,9 @@ def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual:
     """
     x, seconds = columns_of(rows, task), rows["median_s"].to_numpy(dtype=float)
     try:
-        found = best_fit(lambda c: task.predict(c, x, gpu, dtype), seconds, task.starts, task.fixed)
+        found = best_fit(
+            lambda c: task.predict(c, x, gpu, dtype), seconds, task.starts, task.fixed, task.choices
+        )
     except CalibrationError as error:
         raise CalibrationError(f"{task.name}: {error}") from None
     grid = None
@@ -83,6 +85,11 @@ def fit_task(task: Task, rows: pd.DataFrame, gpu: GpuSpec, dtype: str, residual:
         ratio = np.log(seconds / formula)
         grid = fit_residual(task.residual, task.features(x), ratio, families(rows, task))
     return Fitted(task, found, grid)
+
+
+def min_rows(task: Task) -> int:
+    """Shapes without which a kernel is not fitted."""
+    return max(MIN_ROWS, 2 * min(len(start) for start in task.starts))
 
 
 def _enough(rows: int, plan: ResidualPlan) -> bool:
@@ -115,17 +122,17 @@ def fit_calibration(
     skipped: list[str] = []
     for task in TASKS:
         rows = rows_for(task, table, gpu, dtype)
-        if len(rows) >= MIN_ROWS:
+        if len(rows) >= min_rows(task):
             kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
         elif len(rows):
-            skipped.append(f"{task.name}: {len(rows)} shapes, needs {MIN_ROWS}")
+            skipped.append(f"{task.name}: {len(rows)} shapes, needs {min_rows(task)}")
     if "gemm" not in kernels:
         raise CalibrationError(
-            f"{gpu.name} {library}: too few gemm rows of dtype {dtype}, expected {MIN_ROWS} shapes or more"
+            f"{gpu.name} {library}: too few gemm rows of dtype {dtype}, expected {min_rows(GEMM)} shapes or more"
         )
     for task in mla_tasks(kernels["gemm"].constants):
         rows = rows_for(task, table, gpu, dtype)
-        if len(rows) >= MIN_ROWS:
+        if len(rows) >= min_rows(task):
             kernels[task.name] = kernel_fit(fit_task(task, rows, gpu, dtype, residual), rows, gpu, dtype)
     for task in SERVING:
         rows = rows_for(task, table, gpu, dtype)
@@ -172,9 +179,7 @@ def family_covariance(
     if int(family.max()) + 1 < MIN_FAMILIES:
         family = np.arange(len(rows))
 
-    return bootstrap_covariance(
-        lambda c: task.predict(c, x, gpu, dtype), seconds, family, fitted.fit, task.fixed
-    )
+    return bootstrap_covariance(lambda c: task.predict(c, x, gpu, dtype), seconds, family, fitted.fit)
 
 
 def with_errors(calibration: Calibration, errors: Mapping[str, Mapping[str, Any]]) -> Calibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def fit_constants(
 ) -> Fit:
     """Fit the constants of `start` so that predict(constants) ≈ seconds in log ratio.
 
-    All constants are positive and fitted as logarithms; `*_eff` stay at most 1, `exponent` at least 1.
+    All constants are positive and fitted as logarithms; `*_eff` stay at most 1, `*exponent` at least 1.
 
     Args:
         predict: seconds of every row, shape (rows,), from a mapping of constants.
@@ -91,13 +92,20 @@ def fit_constants(
 
 
 def best_fit(
-    predict: Predict, seconds: Array, starts: tuple[Mapping[str, float], ...], fixed: Mapping[str, float]
+    predict: Predict,
+    seconds: Array,
+    starts: tuple[Mapping[str, float], ...],
+    fixed: Mapping[str, float],
+    choices: tuple[Mapping[str, float], ...] = ({},),
 ) -> Fit:
-    """The fit of least loss over several first guesses; see `fit_constants`. One that converges is enough."""
+    """The fit of least loss over first guesses and choices of fixed constants; one that converges is enough.
+
+    See `fit_constants`. Of equal losses the earlier choice wins.
+    """
     fits, failed = [], CalibrationError("got no first guess, expected one or more")
-    for start in starts:
+    for choice, start in product(choices, starts):
         try:
-            fits.append(fit_constants(predict, seconds, start, fixed))
+            fits.append(fit_constants(predict, seconds, start, {**fixed, **choice}))
         except CalibrationError as error:
             failed = error
     if not fits:
@@ -114,7 +122,6 @@ def bootstrap_covariance(
     seconds: Array,
     family: NDArray[np.integer[Any]],
     fit: Fit,
-    fixed: Mapping[str, float],
     seed: int = 0,
 ) -> tuple[tuple[float, ...], ...]:
     """Covariance of the fitted logarithms over refits with random weights of whole shape families.
@@ -126,13 +133,13 @@ def bootstrap_covariance(
         predict: as in `fit_constants`.
         seconds: measured, shape (rows,).
         family: family of each row, 0 .. n - 1.
-        fit: fit on all rows: the start of each refit.
-        fixed: constants that stay.
+        fit: fit on all rows: the start of each refit; its constants that were not fitted stay.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     n = int(family.max()) + 1
     start = {name: fit.constants[name] for name in fit.fitted}
+    fixed = {name: value for name, value in fit.constants.items() if name not in start}
     logs = []
     for _ in range(BOOTSTRAP_DRAWS):
         weight = rng.exponential(size=n)[family]
@@ -141,14 +148,21 @@ def bootstrap_covariance(
     return tuple(tuple(row) for row in np.atleast_2d(np.cov(np.array(logs), rowvar=False)).tolist())
 
 
-_LOW = {"exponent": 0.0, "t0_s": float(np.log(1e-6))}
+_LOW = {"t0_s": float(np.log(1e-6))}
 """Least logarithms: terms overlap or add (p >= 1), and no kernel launches in less than a microsecond."""
 
 
 def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:
-    low = [_LOW.get(name, np.log(1e-3) if name.endswith("_eff") else -40.0) for name in names]
-    high = [np.log(8.0) if name == "exponent" else 0.0 if name.endswith("_eff") else 5.0 for name in names]
-    return np.array(low), np.array(high)
+    pairs = [_log_range(name) for name in names]
+    return np.array([low for low, _ in pairs]), np.array([high for _, high in pairs])
+
+
+def _log_range(name: str) -> tuple[float, float]:
+    if name.endswith("exponent"):
+        return 0.0, float(np.log(8.0))
+    if name.endswith("_eff"):
+        return float(np.log(1e-3)), 0.0
+    return _LOW.get(name, -40.0), 5.0
 
 
 def _covariance(jacobian: Array, residuals: Array) -> Array:

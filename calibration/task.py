@@ -31,6 +31,7 @@ class Task:
     predict    seconds from (constants, columns, GPU, dtype): the simulator's own form on the operators' amounts
     floor      seconds below which no GPU can be, same arguments without constants
     starts     first guesses of the fitted constants (the best fit wins); `fixed` the others
+    choices    constants that are not fitted but picked: each mapping is tried with every start
     group      columns that together name a shape family (held out whole in the `unseen` split)
     size       column whose largest values the `largest` split holds out, with the share of rows held out
     regime     column of the regimes and their edges (upper ends)
@@ -52,6 +53,7 @@ class Task:
     regime: tuple[str, tuple[float, ...]]
     scope: str
     fixed: Mapping[str, float] = field(default_factory=dict)
+    choices: tuple[Mapping[str, float], ...] = ({},)
     wide: tuple[str, ...] = ()
     features: Callable[[Columns], Mapping[str, Array]] = dict
     residual: ResidualPlan | None = None

@@ -76,7 +76,15 @@ GEMM = Task(
     select=_gemm_rows,
     predict=_gemm_s,
     floor=_gemm_floor,
-    starts=({"t0_s": 2.6e-6, "compute_eff": 0.8, "memory_eff": 0.85, "chain_s_per_k": 1.3e-9},),
+    starts=(
+        {
+            "t0_s": 2.6e-6,
+            "compute_eff": 0.8,
+            "memory_eff": 0.85,
+            "chain_s_per_k": 1.3e-9,
+            "overlap_exponent": 2.4,
+        },
+    ),
     fixed={"exponent": 2.0},
     shapes=("m", "n", "k"),
     group=("n", "k"),

@@ -68,6 +68,12 @@ def _moe_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
     )
 
 
+_RESIDUAL = plan(
+    {"per_expert": powers(-9, 12, 0.5), "width": powers(8, 14), "top_k": (1.0, 2.0, 8.0, 16.0)}, 0.02, 0.03
+)
+"""By experts a token takes rather than by how many there are: models of one expert a token run other kernels around the
+same GEMMs. Axes and pull were chosen on seeds 100 to 109 of `unseen`, which no published score uses."""
+
 MOE = Task(
     name="moe",
     form="chained-moe",
@@ -90,8 +96,5 @@ MOE = Task(
     regime=("m", M_REGIMES),
     scope=f"gated experts of width {MOE_MIN_WIDTH} or more, EP 1, balanced routing (or the mildest skew there is)",
     features=lambda x: moe_features(x["m"], x["n"], x["n_experts"], x["top_k"]),
-    residual=plan(
-        {"per_expert": powers(-9, 12, 0.5), "width": powers(8, 14), "n_experts": (8.0, 16.0, 128.0, 512.0)},
-        0.02,
-    ),
+    residual=_RESIDUAL,
 )

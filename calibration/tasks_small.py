@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CUSTOM_BUFFER_BYTES = 8 * 2**20
+"""Messages under it go through vLLM's own all-reduce (`CustomAllreduce`, max_size 8192 KB), larger ones to NCCL."""
+
+
+_TWO_PATHS = tuple(
+    {"t0_s": 5e-6, "one_shot_eff": one, "two_shot_s": two, "two_shot_eff": 0.6}
+    for one in (0.3, 0.7)
+    for two in (1e-5, 1e-4)
+)
+_STARTS = (*_TWO_PATHS, *(start | {"ring_s": 1e-4, "ring_eff": 0.8} for start in _TWO_PATHS))
+"""With a ring, and without one for a measurement of too few sizes to fit it."""
+
+
 def _collective_task(kind: str, world: int) -> Task:
     def select(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
         del dtype
@@ -37,11 +50,8 @@ def _collective_task(kind: str, world: int) -> Task:
         select=select,
         predict=predict,
         floor=floor,
-        starts=tuple(
-            {"t0_s": 5e-6, "one_shot_eff": one, "two_shot_s": two, "two_shot_eff": 0.7}
-            for one in (0.3, 0.7)
-            for two in (1e-5, 1e-4)
-        ),
+        starts=_STARTS,
+        choices=({}, {"one_shot_bytes": CUSTOM_BUFFER_BYTES}) if kind == "all_reduce" else ({},),
         shapes=("message_bytes",),
         group=("message_bytes",),
         size="message_bytes",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stepline.traces.errors import CalibrationError
 
-from .fit import MIN_ROWS, MIN_SERVING_ROWS, Fitted, fit_task
+from .fit import MIN_SERVING_ROWS, Fitted, fit_task, min_rows
 from .fit_core import Array
 from .sources import Source
 from .splits import SEEDLESS, SPLITS, Mask, held_out
@@ -69,7 +69,7 @@ def validate(
         if kernels and task.name not in kernels:
             continue
         rows = rows_for(task, source.table, source.gpu, dtype)
-        if len(rows) < (MIN_SERVING_ROWS if task in SERVING else MIN_ROWS):
+        if len(rows) < (MIN_SERVING_ROWS if task in SERVING else min_rows(task)):
             continue
         for split in splits:
             scores += _scores(task, rows, source, dtype, split, seeds)
@@ -85,7 +85,7 @@ def validate(
 def tasks_of(source: Source, dtype: str) -> tuple[Task, ...]:
     """All tasks; those of latent attention stand on a GEMM form fitted on all rows."""
     rows = rows_for(GEMM, source.table, source.gpu, dtype)
-    if len(rows) < MIN_ROWS:
+    if len(rows) < min_rows(GEMM):
         return (*TASKS, *SERVING)
     gemm = fit_task(GEMM, rows, source.gpu, dtype, residual=False).fit.constants
     return (*TASKS, *mla_tasks(gemm), *SERVING)

@@ -56,11 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lab.add_argument(
         "--model", help="model whose layers are built with random weights (catalogue name or config.json)"
     )
-    lab.add_argument("--layers", type=int, help="build only this many layers and scale to the model's")
     lab.add_argument(
-        "--tokens", help="prompt lengths of --phase prefill, by commas (default: 128,512,2048,8192)"
+        "--layers",
+        type=int,
+        help="build only this many layers and scale to the model's (default: all, on a CPU 1)",
     )
-    lab.add_argument("--batches", help="batches of --phase decode, by commas (default: 1,4,16,64,128,256)")
+    lab.add_argument(
+        "--tokens",
+        help="prompt lengths of --phase prefill, by commas (default: 128,512,2048,8192; on a CPU 16,64,256)",
+    )
+    lab.add_argument(
+        "--batches", help="batches of --phase decode, by commas (default: 1,4,16,64,128,256; on a CPU 1,4,16)"
+    )
     lab.add_argument("--context", type=int, help="prompt of --phase decode in tokens (default: 128)")
 
 
@@ -163,7 +170,7 @@ def only(todo: list[Case], kernels: str | None) -> list[Case]:
 def collectives(kernels: Kernels, dtype: str) -> list[Case]:
     """All-reduce cases for the GPUs of this machine: 2, 4 and 8 of them, 1 KiB to 256 MiB; none with a single GPU."""
     worlds = [w for w in (2, 4, 8) if w <= int(getattr(kernels, "n_gpus", 1))]
-    sizes = [2**i for i in range(10, 29, 2)]
+    sizes = [2**i for i in range(10, 29)]
     return [Case("all_reduce", dtype, world=w, message_bytes=b) for w in worlds for b in sizes]
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = (128, 512, 2048, 8192)
 DECODE_BATCHES = (1, 4, 16, 64, 128, 256)
+CPU_PREFILL_TOKENS, CPU_DECODE_BATCHES, CPU_LAYERS = (16, 64, 256), (1, 4, 16), 1
+"""What a CPU can time in about a minute: a layer of an 8B model takes seconds there, all of them half an hour."""
+
 DECODE_PROMPT, DECODE_TOKENS = 128, 128
 """The lab of the texts: 128 tokens are decoded after a prompt of 128; a step is timed at the mean context."""
 
@@ -73,7 +76,9 @@ def run_lab(args: argparse.Namespace, kernels: Kernels, timer: Timer, dtype: str
     if args.model is None:
         raise ConfigError("--phase: needs --model NAME")
     model = load_model(args.model)
-    layers = model.n_layers if args.layers is None else args.layers
+    layers = args.layers
+    if layers is None:
+        layers = CPU_LAYERS if args.device == "cpu" else model.n_layers
     if not 1 <= layers <= model.n_layers:
         raise ConfigError(
             f"--layers: got {layers}, expected 1 to {model.n_layers}, the layers of {model.name}"
@@ -95,11 +100,14 @@ def shapes(args: argparse.Namespace) -> list[StepShape]:
     """The steps that the flags ask for."""
     from ..seeds.accounting import step_shape
 
+    cpu = args.device == "cpu"
     if args.phase == "prefill":
-        return [step_shape("prefill", 1, n) for n in _numbers(args.tokens, PREFILL_TOKENS, "--tokens")]
+        usual = CPU_PREFILL_TOKENS if cpu else PREFILL_TOKENS
+        return [step_shape("prefill", 1, n) for n in _numbers(args.tokens, usual, "--tokens")]
+    batches = CPU_DECODE_BATCHES if cpu else DECODE_BATCHES
     prompt = DECODE_PROMPT if args.context is None else args.context
     context = prompt + DECODE_TOKENS // 2
-    return [step_shape("decode", b, context) for b in _numbers(args.batches, DECODE_BATCHES, "--batches")]
+    return [step_shape("decode", b, context) for b in _numbers(args.batches, batches, "--batches")]
 
 
 def points(

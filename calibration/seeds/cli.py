@@ -3,8 +3,7 @@
 Three things to print:
 
 - `calibrate seeds` recomputes the 134 figures and lists those that do not hold (`--all`: every one).
-- `calibrate seeds --accounting --model llama-3-8b --phase decode --batch 64 --context 2048` accounts for
-every kernel
+- `calibrate seeds --accounting --model llama-3-8b --phase decode --batch 64 --context 2048` accounts for every kernel
   of a decoder layer (`--whole`: of the model): FLOPs, weight, KV and activation bytes, intensity, regime.
 - `calibrate seeds --question 3` (or `--questions`) answers the self-check questions with computed numbers.
 """
@@ -14,10 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .figures import Figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,22 +76,7 @@ def _figures(args: argparse.Namespace) -> int:
         fields = ("number", "seed", "quantity", "claimed", "computed", "unit", "verdict", "reason")
         print(json.dumps([{f: getattr(figure, f) for f in fields} for figure in shown], indent=2))
     else:
-        head = ("figure", "text", "quantity", "claimed", "computed", "unit", "off", "verdict", "why")
-        rows: list[tuple[str, ...]] = [
-            (
-                str(f.number),
-                f.seed,
-                f.quantity,
-                *(f"{v:.4g}" for v in (f.claimed, f.computed)),
-                f.unit,
-                off,
-                f.verdict,
-                f.reason,
-            )
-            for f in shown
-            for off in (f"{f.off_frac:+.1%}",)
-        ]
-        _table(head, rows, left={2, 5, 7, 8})
+        print("\n".join(figure_lines(shown)))
     counts = {v: sum(f.verdict == v for f in figures) for v in ("ok", "loose", "wrong")}
     broken = [f for f in figures if not f.holds]
     said = ", ".join(f"{n} {v}" for v, n in counts.items())
@@ -97,6 +85,36 @@ def _figures(args: argparse.Namespace) -> int:
         was = f"was {f.committed:.6g} ({f.committed_verdict})"
         print(f"figure {f.number}: now {f.computed:.6g} ({f.verdict}), {was}", file=sys.stderr)
     return 1 if broken else 0
+
+
+WIDTH = 100
+"""Columns of a terminal that the table of figures fits."""
+
+INDENT = " " * 8
+
+
+def figure_lines(figures: Sequence[Figure]) -> list[str]:
+    """The table of figures in `WIDTH` columns: numbers and verdict, and folded below them what they are and why."""
+    head = ("figure", "text", "verdict", "off", "claimed", "computed", "unit")
+    rows = [
+        (
+            str(f.number),
+            f.seed,
+            f.verdict,
+            f"{f.off_frac:+.1%}",
+            f"{f.claimed:.4g}",
+            f"{f.computed:.4g}",
+            f.unit,
+        )
+        for f in figures
+    ]
+    cells = _aligned((head, *rows), left={2, 6})
+    lines = [cells[0].rstrip()]
+    for figure, numbers in zip(figures, cells[1:], strict=True):
+        said = " – ".join(text for text in (figure.quantity, figure.reason) if text)
+        lines.append(numbers.rstrip())
+        lines += textwrap.wrap(said, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+    return lines
 
 
 def _accounting(args: argparse.Namespace) -> int:
@@ -172,9 +190,16 @@ def _short(value: Any) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], left: set[int]) -> None:
     """Print rows aligned; columns in `left` to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        cells = [
+    for line in _aligned((head, *rows), left):
+        print(line.rstrip())
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: set[int]) -> list[str]:
+    """Rows as lines of one length."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
             c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+        )
+        for row in rows
+    ]

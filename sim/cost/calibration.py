@@ -36,7 +36,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "launch-bytes": ("t0_s", "memory_eff"),
     "alpha-beta": ("t0_s", "one_shot_eff", "two_shot_s", "two_shot_eff"),
 }
-"""Form name -> the constants it needs; `forms.py` holds the formula of each."""
+"""Form name -> the constants it needs; `forms.py` holds the formula of each, and what else it may take."""
 
 KERNEL_FORMS: dict[str, str] = {
     "gemm": "k-chain",
@@ -277,7 +277,7 @@ def _check_constants(form: str, constants: Mapping[str, float], where: str) -> N
             raise CalibrationError(f"{where}.{name}: got {value}, expected a finite number >= 0")
         if name.endswith("_eff") and not 0 < value <= 1:
             raise CalibrationError(f"{where}.{name}: got {value}, expected a fraction of the peak in (0, 1]")
-        if name == "exponent" and value < 1:
+        if name.endswith("exponent") and value < 1:
             raise CalibrationError(
                 f"{where}.{name}: got {value}, expected >= 1 (below, terms would not overlap)"
             )

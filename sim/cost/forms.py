@@ -96,18 +96,24 @@ def gemm_terms(
 
 
 def gemm_s(m: Any, n: Any, k: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: float) -> Any:
-    """GEMM seconds: t0 + (tc^p + tm^p + tk^p)^(1/p), p = 2; tc = 2mnk/(e_c peak), tm = bytes/(e_m bandwidth).
+    """GEMM seconds: t0 + ((tc^q + tm^q)^(p/q) + tk^p)^(1/p), p = 2; tc = 2mnk/(e_c peak), tm = bytes/(e_m bandwidth).
 
     tk = chain_s_per_k · k / s is the serial K loop of one CTA, cut s ways by split-k: what keeps a small GEMM
-    from either peak.
+    from either peak. q, `overlap_exponent` (p where there is none), is how well loads hide behind the tensor cores
+    where both take as long.
     """
-    return c["t0_s"] + p_norm(c["exponent"], *gemm_terms(m, n, k, bytes_, c, gpu, peak))
+    return c["t0_s"] + _gemm_main_s(*gemm_terms(m, n, k, bytes_, c, gpu, peak), c)
+
+
+def _gemm_main_s(compute: Any, memory: Any, chain: Any, c: Constants) -> Any:
+    overlap = c.get("overlap_exponent", c["exponent"])
+    return p_norm(c["exponent"], p_norm(overlap, compute, memory), chain)
 
 
 def gemm(m: Any, n: Any, k: Any, bytes_: Any, c: Constants, gpu: GpuSpec, peak: float) -> Split:
     """`gemm_s` by bound: compute, weight_bandwidth (weights and activations) or latency (the chain and t0)."""
     compute, memory, chain = gemm_terms(m, n, k, bytes_, c, gpu, peak)
-    main = p_norm(c["exponent"], compute, memory, chain)
+    main = _gemm_main_s(compute, memory, chain, c)
     terms = {"compute": compute, "weight_bandwidth": memory, "latency": chain}
     return split_by_largest(c["t0_s"], main, terms)
 
@@ -254,11 +260,13 @@ def elementwise(bytes_: Any, launches: float, c: Constants, gpu: GpuSpec) -> Spl
 
 
 def collective_s(bytes_: Any, world: Any, c: Constants, gpu: GpuSpec, kind: str = "all_reduce") -> Any:
-    """The cheaper of one shot, t0 + direct bytes / (e1 link), and two shots, t2 + wire bytes / (e2 link).
+    """The cheapest of one shot, t0 + direct bytes / (e1 link), two shots, t2 + wire bytes / (e2 link), and a
+    ring, t3 + wire bytes / (e3 link), which starts slower and moves faster (NCCL's large messages).
 
     `bytes_`: the buffer on each GPU (all-reduce), the gathered buffer (all-gather), the buffer sent (all-to-all).
-    One shot: every GPU reads all peers' buffers, (w-1) B in an all-reduce, (w-1)/w B in the others. Two shots (ring,
-    NVLS): 2 (w-1)/w B on the wire in an all-reduce, (w-1)/w B in the others.
+    One shot: every GPU reads all peers' buffers, (w-1) B in an all-reduce, (w-1)/w B in the others; only for messages
+    under `one_shot_bytes`, the library's own buffers, where the constants name them. Two shots and ring: 2 (w-1)/w B
+    on the wire in an all-reduce, (w-1)/w B in the others. Constants without a ring are a library without one.
     """
     share = (world - 1) / world
     reduce = kind == "all_reduce"
@@ -266,6 +274,10 @@ def collective_s(bytes_: Any, world: Any, c: Constants, gpu: GpuSpec, kind: str 
     wire = share * bytes_ * (2.0 if reduce else 1.0)
     one_shot = c["t0_s"] + direct / (c["one_shot_eff"] * gpu.nvlink_bytes_per_s)
     two_shot = c["two_shot_s"] + wire / (c["two_shot_eff"] * gpu.nvlink_bytes_per_s)
+    if "one_shot_bytes" in c:
+        one_shot = np.where(np.asarray(bytes_) < c["one_shot_bytes"], one_shot, math.inf)
+    if "ring_s" in c:
+        two_shot = np.minimum(two_shot, c["ring_s"] + wire / (c["ring_eff"] * gpu.nvlink_bytes_per_s))
     return np.minimum(one_shot, two_shot)
 
 

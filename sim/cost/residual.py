@@ -22,8 +22,9 @@ def gemm_features(m: Any, n: Any, k: Any) -> dict[str, Any]:
 
 
 def moe_features(tokens: Any, width: Any, n_experts: Any, top_k: Any) -> dict[str, Any]:
-    """Routed experts as their residual sees them: copies an expert if all were touched, expert width, experts."""
-    return {"m": tokens, "per_expert": tokens * top_k / n_experts, "width": width, "n_experts": n_experts}
+    """Routed experts as their residual sees them: copies an expert if all were touched, expert width, experts, k."""
+    shape = {"m": tokens, "width": width, "n_experts": n_experts, "top_k": top_k}
+    return shape | {"per_expert": tokens * top_k / n_experts}
 
 
 TILE_ROWS = 128
@@ -46,9 +47,9 @@ def prefill_features(tokens: Any, pairs: Any, heads: Any, kv_heads: Any) -> dict
 
 
 def decode_features(sequences: Any, context: Any, heads: Any, kv_heads: Any) -> dict[str, Any]:
-    """Decodes of one mean context; `kv_rows`: the tasks of the kernel, one a sequence and KV head."""
+    """Decodes of one mean context; `kv_rows`: the tasks of the kernel, one a sequence and KV head, for `group` heads."""
     shape = {"batch": sequences, "context_tokens": context, "heads": heads, "kv_heads": kv_heads}
-    return shape | {"kv_rows": sequences * kv_heads}
+    return shape | {"kv_rows": sequences * kv_heads, "group": heads / kv_heads}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -59,8 +59,10 @@ def _drawn(fit: KernelFit, rng: np.random.Generator) -> KernelFit:
 
 def _scaled(name: str, value: float, factor: float) -> float:
     """A constant such that the kernel takes `factor` times as long, kept where the form allows it."""
-    if name == "exponent":
+    if name.endswith("exponent"):
         return max(value, 1.0)
+    if name.endswith("_bytes"):  # where a path ends, not how long it takes
+        return value
     if name.endswith("_eff"):
         return min(value / factor, 1.0)
     return value * factor

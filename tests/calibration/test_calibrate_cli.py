@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -154,3 +156,15 @@ def test_columns_are_floats_of_the_selected_rows():
     rows = rows_for(DECODE, timings(), load_gpu("h100-sxm"), "bf16")
     assert set(columns_of(rows, DECODE)) == set(DECODE.shapes)
     assert all(column.dtype == float for column in columns_of(rows, DECODE).values())
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    code = "import sys; from stepline.calibration.cli import main; sys.exit(main(['seeds', '--all']))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait() == 141
+    assert "Traceback" not in said

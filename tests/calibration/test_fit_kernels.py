@@ -10,6 +10,7 @@ from stepline.calibration.schema import check_timings
 from stepline.calibration.sources import Source
 from stepline.calibration.splits import SPLITS, held_out
 from stepline.calibration.tasks import (
+    COLLECTIVES,
     DECODE,
     GEMM,
     MOE,
@@ -19,6 +20,7 @@ from stepline.calibration.tasks import (
     rows_for,
     without_l2_replays,
 )
+from stepline.calibration.tasks_small import CUSTOM_BUFFER_BYTES
 from stepline.calibration.validate import regime_names, scores_by_kernel, validate
 from stepline.sim.cost.calibration import calibration_from_dict, calibration_to_dict
 from stepline.sim.cost.catalogue import load_gpu
@@ -26,7 +28,14 @@ from stepline.traces.errors import CalibrationError
 
 GPU = load_gpu("h100-sxm")
 TRUTH = {
-    "gemm": {"t0_s": 3e-6, "compute_eff": 0.7, "memory_eff": 0.8, "chain_s_per_k": 1.5e-9, "exponent": 2.0},
+    "gemm": {
+        "t0_s": 3e-6,
+        "compute_eff": 0.7,
+        "memory_eff": 0.8,
+        "chain_s_per_k": 1.5e-9,
+        "overlap_exponent": 3.0,
+        "exponent": 2.0,
+    },
     "attention_prefill": {
         "t0_s": 1e-5,
         "wave_s": 2e-6,
@@ -119,7 +128,7 @@ def test_the_bootstrap_widens_when_families_share_their_error():
     shared = np.repeat(np.random.default_rng(0).normal(0, 0.05, 30), 10)
     seconds = 2.0 * x * np.exp(shared)
     fit = fit_constants(lambda c: c["slope"] * x, seconds, {"slope": 1.0})
-    by_family = bootstrap_covariance(lambda c: c["slope"] * x, seconds, np.repeat(np.arange(30), 10), fit, {})
+    by_family = bootstrap_covariance(lambda c: c["slope"] * x, seconds, np.repeat(np.arange(30), 10), fit)
     assert by_family[0][0] > 4 * fit.covariance[0][0]
 
 
@@ -226,3 +235,32 @@ def test_stated_constants_say_so():
     calibration, _ = fit_calibration(timings(kernels=("gemm",)), GPU, "test-1.0", "bf16", {})
     assert calibration.kernels["elementwise"] == STATED_ELEMENTWISE
     assert calibration.kernels["elementwise"].rows == 0
+
+
+ALL_REDUCE = next(task for task in COLLECTIVES if task.name == "all_reduce_2")
+PATHS = {
+    "t0_s": 4e-6,
+    "one_shot_eff": 0.6,
+    "two_shot_s": 8e-6,
+    "two_shot_eff": 0.5,
+    "ring_s": 1e-4,
+    "ring_eff": 0.8,
+    "one_shot_bytes": CUSTOM_BUFFER_BYTES,
+}
+
+
+def all_reduce_rows(powers_of_two):
+    size = np.array([2.0**i for i in powers_of_two])
+    seconds = ALL_REDUCE.predict(PATHS, {"message_bytes": size}, GPU, "bf16")
+    return pd.DataFrame({"message_bytes": size, "median_s": seconds})
+
+
+def test_an_all_reduce_finds_its_ring_and_where_the_library_s_buffers_end():
+    constants = fit_task(ALL_REDUCE, all_reduce_rows(range(8, 31)), GPU, "bf16", residual=False).fit.constants
+    assert constants == pytest.approx(PATHS, rel=1e-3)
+
+
+def test_an_all_reduce_of_few_sizes_is_fitted_without_a_ring():
+    rows = all_reduce_rows(range(10, 29, 2))
+    assert len(rows) < 2 * len(PATHS) - 2
+    assert "ring_s" not in fit_task(ALL_REDUCE, rows, GPU, "bf16", residual=False).fit.constants

@@ -89,6 +89,8 @@ def test_a_step_that_does_not_fit_is_left_out_and_said(capsys):
 
 def test_the_lab_of_the_texts_is_the_default():
     assert [s.new for s in shapes(arguments("--phase", "prefill"))] == [128, 512, 2048, 8192]
+    assert [s.new for s in shapes(arguments("--phase", "prefill", "--device", "cpu"))] == [16, 64, 256]
+    assert [s.batch for s in shapes(arguments("--phase", "decode", "--device", "cpu"))] == [1, 4, 16]
     decodes = shapes(arguments("--phase", "decode"))
     assert [s.batch for s in decodes[:4]] == [1, 4, 16, 64]
     assert {s.done + s.new for s in decodes} == {192}  # halfway through 128 tokens after a prompt of 128
@@ -101,6 +103,20 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     said = json.loads((tmp_path / "lab.json").read_text())
     assert [p["batch"] for p in said["points"]] == [1, 4]
     assert "2 of 32 layers built and scaled" in capsys.readouterr().out
+
+
+def test_a_cpu_builds_one_layer_unless_told(capsys):
+    device = Device()
+    assert (
+        run_lab(
+            arguments("--phase", "prefill", "--model", "llama-3.1-8b", "--device", "cpu"),
+            device,
+            device,
+            "fp32",
+        )
+        == 0
+    )
+    assert "1 of 32 layers built and scaled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

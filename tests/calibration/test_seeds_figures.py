@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from stepline.calibration.seeds import formulas
+from stepline.calibration.seeds.cli import figure_lines
 from stepline.calibration.seeds.figures import read_figures, verdict
 from stepline.sim.cost import operators
 
@@ -67,3 +68,12 @@ def test_our_verdicts_are_those_of_the_texts_own_table():
         # peaks of 989 against 989.4 TFLOP/s, itemised FLOPs of 14.4 against 14.48 G, norms counted or not, and
         # (82) a desktop CPU whose balance is 10.1 for a round 10
         assert f.computed == pytest.approx(float(rows[f.number]["computed"]), rel=0.015)
+
+
+def test_the_table_fits_100_columns_and_keeps_every_verdict_and_reason():
+    lines = figure_lines(FIGURES)
+    assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    for f in FIGURES:
+        assert f"{f.number} {f.seed} {f.verdict} " in text
+        assert " ".join(f"{f.quantity} – {f.reason}".split()).removesuffix(" –") in text
