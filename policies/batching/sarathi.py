@@ -30,23 +30,30 @@ class SarathiPolicy(BatchBase):
     def plan(self, view: Any) -> Plan:
         """The next step."""
         gone: set[Sequence] = set()
-        if view.decode_blocks >= view.free_blocks:
+        decoding, opened, free = view.n_decoding, view.decode_blocks, view.free_blocks
+        if opened >= free:
             gone = make_room(view, lambda out: spare_block_need(view, out))
-        decoding = view.n_decoding - sum([view.decodes(s) for s in gone])
-        budget = min(self.chunk_tokens, view.max_num_batched_tokens) - decoding
+            decoding -= sum([view.decodes(s) for s in gone])
+        most: int = view.max_num_batched_tokens
+        budget = (self.chunk_tokens if self.chunk_tokens < most else most) - decoding
         chunks: Chunks = []
         for seq in view.prefilling:
             if budget > 0 and seq not in gone:
-                tokens = min(seq.uncomputed_tokens, budget)
+                tokens = seq.prompt_tokens - seq.computed_tokens
+                if tokens > budget:
+                    tokens = budget
                 chunks.append((seq, tokens))
                 budget -= tokens
-        blocked = False if gone else self._admit(view, chunks, budget)
-        return Plan(chunks, preempt=in_preemption_order(view, gone), deaf=blocked)
+        if gone:
+            return Plan(chunks, preempt=in_preemption_order(view, gone))
+        return Plan(chunks, deaf=self._admit(view, chunks, budget, free - opened))
 
-    def _admit(self, view: Any, chunks: Chunks, budget: int) -> bool:
-        free = view.free_blocks - view.decode_blocks
-        spare = int(self.watermark_frac * view.total_blocks) if view.n_running else 0
-        seats = view.max_num_seqs - view.n_running
+    def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
+        if budget <= 0:
+            return bool(view.waiting)
+        n_running = view.n_running
+        spare = int(self.watermark_frac * view.total_blocks) if n_running else 0
+        seats = view.max_num_seqs - n_running
         for seq in view.waiting:
             if budget <= 0 or not seats:
                 return True

@@ -173,7 +173,7 @@ class PrefillAttention:
         if self.window is not None:
             pairs, kv_tokens = self._windowed(tokens, seqs, pairs, kv_tokens)
         shape = self.shape
-        history = max(kv_tokens - tokens, 0.0)
+        history = kv_tokens - tokens if kv_tokens > tokens else 0.0
         fresh, streamed, extra = pairs, kv_tokens, history * shape.expand_flops / self.flops_per_s
         if self.split_history and history > 0:
             fresh, streamed = min(tokens * (tokens / seqs + 1.0) / 2.0, pairs), tokens

@@ -49,8 +49,7 @@ class DataParallelCostModel(RooflineCostModel):
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step of the group."""
         rank = self.rank_work(work)
-        seconds = self._hosted(self._rank_s(rank, work), rank.prefill_seqs, rank.n_decode)
-        return seconds + self.generated_s * rank.generated_tokens
+        return self._hosted(rank, self._rank_s(rank, work))
 
     @property
     def decode_lines(self) -> Mapping[int, Lines] | None:  # type: ignore[override]  # None: `leap` is asked

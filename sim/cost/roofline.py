@@ -153,16 +153,16 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        return self._hosted(self._gpu_s(work), work[1], work[4]) + self.generated_s * work[7]
+        return self._hosted(work, self._gpu_s(work))
 
-    def _hosted(self, gpu_s: float, prefill_seqs: float, n_decode: float) -> float:
+    def _hosted(self, work: StepWork, gpu_s: float) -> float:
         """Seconds of a step with its host time: behind the GPU's, or before it."""
-        host = self._host_s + self._host_per_seq_s * (prefill_seqs + n_decode)
-        if prefill_seqs:
+        host = self._host_s + self._host_per_seq_s * (work[1] + work[4])
+        if work[1]:
             host += self._prompt_launches_s
         if self._overlap:
-            return host if host > gpu_s else gpu_s
-        return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host
+            return (host if host > gpu_s else gpu_s) + self.generated_s * work[7]
+        return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host + self.generated_s * work[7]
 
     def _gpu_s(self, work: StepWork) -> float:
         prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows, _ = work
@@ -191,19 +191,19 @@ class RooflineCostModel:
                     prompts.grow(prefill_tokens)
                 total += prompts.seconds[prefill_tokens]
             else:
-                total += self._chunk_attention_s((*work[:4], joined))
+                chunks = (prefill_tokens, prefill_seqs, pairs, kv_tokens, joined)
+                seconds = self._chunk_s.get(chunks)
+                total += self._chunk_attention_s(chunks) if seconds is None else seconds
         return total
 
     def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
-        """Attention seconds of the chunks of a step, remembered: those of a trace repeat.
+        """Attention seconds of the chunks of a step, to be remembered: those of a trace repeat.
 
         The last of `chunks`: whether they share the launches of the step's decodes.
         """
-        seconds = self._chunk_s.get(chunks)
-        if seconds is None:
-            if len(self._chunk_s) >= CHUNKS_REMEMBERED:
-                self._chunk_s.clear()
-            seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
+        if len(self._chunk_s) >= CHUNKS_REMEMBERED:
+            self._chunk_s.clear()
+        seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
         return seconds
 
     def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:

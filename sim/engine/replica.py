@@ -235,9 +235,13 @@ class Replica:
     def price(self, prompt_tokens: int, history_tokens: int) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
         c, end, decode = prompt_tokens, history_tokens + prompt_tokens, self.decode
-        n, contexts = decode.n, decode.context_tokens()
-        generated = contexts[0] - decode.inputs if decode.plain else decode.generated_tokens()
-        pairs = c * (2 * end - c + 1) // 2
+        n, pairs = decode.n, c * (2 * end - c + 1) // 2
+        if decode.plain:
+            context = decode.offsets + n * (decode.counter + 1)
+            contexts: tuple[int, ...] = (context,)
+            generated = context - decode.inputs
+        else:
+            contexts, generated = decode.context_tokens(), decode.generated_tokens()
         return self.cost.step_s(new_tuple(StepWork, (c, int(c > 0), pairs, end, n, contexts, n, generated)))
 
     def steps_done(self) -> int:
