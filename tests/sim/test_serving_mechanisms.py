@@ -21,12 +21,12 @@ DECODE = StepWork(n_decode=20, context_tokens=(14_000,), logits_rows=20)
 MIXED = StepWork(10, 1, 10 * 600 + 55, 610, 20, (14_000,), 21)
 
 
-def priced(engine: EngineProfile, model: str = "llama-3.1-8b", sampling: Sampling | None = None):
+def priced(engine: EngineProfile, model: str = "llama-3.1-8b", sampling: Sampling | None = None, tp: int = 1):
     from dataclasses import replace
 
     spec = load_model(model)
     spec = spec if sampling is None else replace(spec, sampling=sampling)
-    return RooflineCostModel(spec, load_gpu("h100-sxm"), find_calibration("h100-sxm"), engine=engine)
+    return RooflineCostModel(spec, load_gpu("h100-sxm"), find_calibration("h100-sxm"), engine=engine, tp=tp)
 
 
 def test_sampling_defaults_are_those_of_the_repositories():
@@ -107,7 +107,7 @@ def test_serving_kernels_are_priced_where_the_profile_says_so():
 def test_many_heads_read_the_residual_of_as_many_tasks():
     """A decode kernel is one task a sequence and KV head: 4 sequences of 32 heads cost what 16 of 8 do."""
     many = priced(EngineProfile("s", serving_kernels=True), "llama-2-7b")._decode[0]
-    few = priced(EngineProfile("s", serving_kernels=True))._decode[0]
+    few = priced(EngineProfile("s", serving_kernels=True), "llama-2-7b", tp=4)._decode[0]
 
     def ratio(attention, rows, context):
         formula = attention._fixed_s(float(rows)) + attention.slope * rows * context

@@ -247,7 +247,7 @@ def test_the_last_arrival_before_a_collapse_is_not_moved_by_a_straggler(finished
     nothing = np.zeros(n)
     arrival_s = np.arange(n, dtype=float)
     ok = np.array(finished, dtype=bool)
-    timings = Timings(ok, arrival_s, arrival_s + 1, nothing, nothing + 1, np.ones(n, dtype=int), ok)
+    timings = Timings(ok, arrival_s, arrival_s + 1, nothing, nothing + 1, np.ones(n, dtype=int))
     assert last_served(timings) == last
     reverse = Timings(*(getattr(timings, f)[::-1] for f in Timings.__slots__))
     assert last_served(reverse) == last
