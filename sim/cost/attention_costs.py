@@ -184,12 +184,15 @@ class PrefillAttention:
         compute = fresh * shape.flops_per_pair / self.flops_per_s
         memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
         chain = self.chain_s_per_key * streamed / seqs
-        main = max(compute, memory, chain)
+        main = compute if compute > memory else memory
+        if chain > main:
+            main = chain
         if self.exponent != math.inf:  # the largest term scaled out, as forms.p_norm does
             p = self.exponent
             main *= ((compute / main) ** p + (memory / main) ** p + (chain / main) ** p) ** (1.0 / p)
         tiles = seqs * shape.kv_heads * math.ceil(tokens / seqs * shape.group / forms.QUERY_TILE)
-        seconds = main + self.wave_s * max(tiles / self.n_sm - 1.0, 0.0) + (0.0 if joined else self.t0_s)
+        waves = tiles / self.n_sm - 1.0
+        seconds = main + self.wave_s * (waves if waves > 0.0 else 0.0) + (0.0 if joined else self.t0_s)
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
             rows = self._rows_per_prompt * tokens / length
