@@ -63,14 +63,14 @@ class SloChunkPolicy(LimitedPromptPolicy):
     def _search(self, view: Any, most: int) -> int:
         """From the middle of the powers of two, where most answers are, up or down: step times rise with the chunk."""
         history = next((seq.computed_tokens for seq in view.prefilling), 0)
-        least, target_s = self.min_chunk_tokens, self.tpot_s
+        least, target_s, step_s = self.min_chunk_tokens, self.tpot_s, view.step_s
         top = max(most // least, 1).bit_length() - 1
         level = (top + 1) // 2
-        if level and view.step_s(least << level, history) > target_s:
+        if level and step_s(least << level, history) > target_s:
             level -= 1
-            while level and view.step_s(least << level, history) > target_s:
+            while level and step_s(least << level, history) > target_s:
                 level -= 1
         else:
-            while level < top and view.step_s(least << level + 1, history) <= target_s:
+            while level < top and step_s(least << level + 1, history) <= target_s:
                 level += 1
         return least << level

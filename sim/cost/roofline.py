@@ -184,8 +184,7 @@ class RooflineCostModel:
                     total += attention.seconds(n_decode, context)
         if prefill_tokens:
             joined = self._joined and n_decode > 0
-            whole = prefill_seqs == 1 and kv_tokens == prefill_tokens
-            if whole and 2 * pairs == kv_tokens * (kv_tokens + 1):
+            if kv_tokens == prefill_tokens and prefill_seqs == 1 and 2 * pairs == kv_tokens * (kv_tokens + 1):
                 prompts = self._prompts[joined]
                 if prefill_tokens >= len(prompts.seconds):
                     prompts.grow(prefill_tokens)

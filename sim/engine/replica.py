@@ -232,7 +232,7 @@ class Replica:
 
     # -- what policies ask ------------------------------------------------------------------------------------------
 
-    def price(self, prompt_tokens: int, history_tokens: int) -> float:
+    def price(self, prompt_tokens: int, history_tokens: int = 0) -> float:
         """Seconds of a step with all decodes and one chunk (see `View.step_s`)."""
         c, end, decode = prompt_tokens, history_tokens + prompt_tokens, self.decode
         n, pairs = decode.n, c * (2 * end - c + 1) // 2

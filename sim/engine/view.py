@@ -19,7 +19,7 @@ class ReplicaView:
 
     __slots__ = (
         "_decode", "_kv", "_leaving", "_plain", "_replica", "_seats", "block_size", "long_prefill_token_threshold", "max_model_len",
-        "max_num_batched_tokens", "max_num_seqs", "preemption", "prefilling", "running", "total_blocks", "waiting",
+        "max_num_batched_tokens", "max_num_seqs", "preemption", "prefilling", "running", "step_s", "total_blocks", "waiting",
     )  # fmt: skip
 
     def __init__(self, replica: Replica) -> None:
@@ -40,6 +40,7 @@ class ReplicaView:
         self.block_size = replica.kv.block_size
         self.total_blocks = replica.kv.usable
         self.preemption: PreemptionPolicy = replica.preemption
+        self.step_s = replica.price
 
     @property
     def now_s(self) -> float:
@@ -103,10 +104,6 @@ class ReplicaView:
         if seq.state != DECODING:
             return seq.generated_tokens
         return self._decode.generated(seq, self._seats.outputs[seq.index])
-
-    def step_s(self, prompt_tokens: int, history_tokens: int = 0) -> float:
-        """Seconds of a step in which all decode and that many tokens of one prompt are computed after a history."""
-        return self._replica.price(prompt_tokens, history_tokens)
 
     def oracle_output_tokens(self, seq: Sequence) -> int:
         """Tokens that it will emit in all; only for policies that say `oracle = True`."""
