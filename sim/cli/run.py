@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if args.version:
         from importlib.metadata import version
 
-        print(f"stepline {version('stepline')}")
+        from stepline.sim import compiled
+
+        print(f"stepline {version('stepline')} (engine core: {compiled.form()})")
         return 0
     return _simulate(args, ["simulate", *argv])
 
