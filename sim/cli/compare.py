@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -127,13 +128,13 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     with atomic_dir(target) as work:
         grid.frame().to_csv(work / FILES[0], index=False)
         title = f"{Path(args.trace).name}: {len(grid.configs)} runs compared"
-        (work / FILES[1]).write_text(grid_html(grid, title, " ".join(command)), encoding="utf-8")
+        (work / FILES[1]).write_text(grid_html(grid, title, shlex.join(command)), encoding="utf-8")
         write_json(
             work / FILES[2],
             {
                 "schema_version": 1,
                 "kind": "grid",
-                "command": " ".join(command),
+                "command": shlex.join(command),
                 "baseline": grid.baseline,
                 "pareto": list(grid.pareto),
                 "method": grid.method,
