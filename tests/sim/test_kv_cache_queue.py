@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from stepline.policies.eviction.lru import LruPolicy
 from stepline.sim.engine.block_watch import BlockLog, WatchedEviction
@@ -37,14 +38,15 @@ def test_only_lru_itself_lends_its_queue():
     assert WatchedEviction(LruPolicy(), BlockLog()).queue is None
 
 
-def test_ids_of_small_trace_blocks_continue_the_segment_before_them():
+@pytest.mark.parametrize("chunks", [(192,), (100, 150, 192)])
+def test_ids_of_small_trace_blocks_continue_the_segment_before_them(chunks):
     """Four ids of 16 tokens end in each block of 64: every fourth makes a segment, and each continues the last."""
     kv = KVCache(20, 64, LruPolicy())
     seq = Sequence(0, 0.0, 0.0, 16 * 12, 1)
     seq.hash_ids, seq.hash_ends = tuple(range(12)), tuple((i + 1) // 4 for i in range(12))
     kv.admit(seq)
     kv.take(3)
-    for tokens in (100, 150, 192):  # chunk by chunk
+    for tokens in chunks:
         kv.commit(seq, tokens)
     made = list(seq.held_segments)
     assert [s.key for s in made] == [3, 7, 11]
