@@ -30,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     from stepline.traces.reading import read_trace
 
     policies = [p for text in args.kv_eviction or ["lru,fifo,oracle-optimal"] for p in split_plugins(text)]
+    if not policies:
+        raise ConfigError(f"--kv-eviction: got {','.join(args.kv_eviction)!r}, expected a value")
     sizes = _capacities(args.capacity_blocks)
     if args.csv is not None:
         check_parent(args.csv, "--csv")

@@ -176,6 +176,7 @@ def test_without_capacities_powers_of_two_are_taken(trace_file):
     ("flags", "says"),
     [
         (["--kv-eviction", "lri"], "--kv-eviction: unknown name 'lri'; did you mean 'lru'"),
+        (["--kv-eviction", ","], "--kv-eviction: got ',', expected a value"),
         (["--capacity-blocks", "0"], "--capacity-blocks: got 0, expected integers >= 1"),
         (["--capacity-blocks", "few"], "--capacity-blocks: got 'few', expected an integer"),
         (["--warmup-frac", "1"], "--warmup-frac: got 1.0, expected a fraction in [0, 1)"),
