@@ -17,6 +17,7 @@ from typing import Any
 
 from stepline.traces.errors import ConfigError, nearest
 
+_STANDARD_LIBRARY = str(Path(os.__file__).parent) + os.sep
 OURS = str(Path(__file__).resolve().parents[2]) + os.sep
 """Where this package's own code lies."""
 
@@ -50,17 +51,29 @@ def described(error: BaseException, home: str | None = None) -> str:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError):
         return f"{_short(error.filename or '')}:{error.lineno}: {(error.text or '').strip()}: {what}"
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if f.filename == home] or [f for f in frames if _is_theirs(f.filename)]
-    if not theirs:
+    at = _origin(error, home)
+    if at is None:
         return what
-    at = theirs[-1]
     line = linecache.getline(at.filename, at.lineno or 0).strip()
     return f"{_short(at.filename)}:{at.lineno}, in {at.name}: {line}: {what}"
 
 
+def comes_from_user(error: BaseException) -> bool:
+    """Whether code of the user's own was running when it was raised, below where it is looked at."""
+    return _origin(error, None) is not None
+
+
+def _origin(error: BaseException, home: str | None) -> traceback.FrameSummary | None:
+    """The innermost frame in the file `home`, or else in any file that is neither ours nor installed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if f.filename == home] or [f for f in frames if _is_theirs(f.filename)]
+    return theirs[-1] if theirs else None
+
+
 def _is_theirs(filename: str) -> bool:
-    return Path(filename).is_file() and not filename.startswith((OURS, sys.prefix, sys.base_prefix))
+    path = Path(filename)
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return path.is_file() and not installed and not filename.startswith((OURS, _STANDARD_LIBRARY))
 
 
 def _short(filename: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
+from stepline.sim import simulate
 from stepline.sim.cli.main import main
 from stepline.sim.engine.plugins import load_plugin
 from stepline.traces.errors import ConfigError, PolicyError
 
-from ..sim.engine_kit import Affine, run
+from ..sim.engine_kit import Affine, run, trace
 
 ROWS = [(0.0, 20, 5), (0.0, 30, 5), (0.5, 10, 3)]
 
@@ -128,6 +129,38 @@ def test_a_file_takes_no_other_modules_name_and_finds_its_neighbours(tmp_path):
     load_plugin("stepline.batch_policies", f"{tmp_path / 'queue.py'}:Mine")
     assert sys.modules.get("queue") is before
     assert str(tmp_path) not in sys.path
+
+
+QUEUE = """
+from stepline.policies.batching.ordered import OrderedPolicy
+
+
+class Order:
+    def key(self, seq):
+        return seq.importance
+
+
+class Mine(OrderedPolicy):
+    def make_order(self):
+        return Order()
+"""
+
+
+def test_errors_in_what_a_policy_made_are_told_by_their_line_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"timestamp": 0, "input_length": 9, "output_length": 3}\n')
+    (tmp_path / "own.py").write_text(QUEUE)
+    assert main(["--trace", "t.jsonl", "--policy", "own.py:Mine", "--no-save", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("simulate: own.py:7, in key: return seq.importance: AttributeError: ")
+    assert error.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    ours = "stepline.policies.batching.chunked.ChunkedPolicy.prompt_budget"
+    monkeypatch.setattr(ours, int)  # raises without a frame of this file
+    with pytest.raises(TypeError, match="ReplicaView"):
+        simulate(trace(ROWS))
 
 
 COSTS = {
