@@ -181,7 +181,8 @@ class PreemptionPolicy(Protocol):
     """Chooses who gives way when KV blocks run out.
 
     It may have `mode` ("recompute", the default, or "swap") and, for swapping, `swap_gib`, `copy_s`, `overlap`: see
-    `policies.preemption.base.VictimRule`.
+    `policies.preemption.base.VictimRule`. `lets_finish = True`: whoever was admitted first is its choice only when alone;
+    without it, batching policies keep the prompt that has run longest out of the candidates while there are others.
     """
 
     def victim(self, view: Any, candidates: Iterable[Sequence], blocks_needed: int) -> Sequence | None:
