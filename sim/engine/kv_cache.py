@@ -152,16 +152,21 @@ class KVCache:
 
     def _match(self, seq: Sequence, ids: tuple[int, ...]) -> Match:
         cap = (seq.prompt_tokens - 1) // self.block_size
-        index, ends = self.index, seq.hash_ends
+        find, ends = self.index.get, seq.hash_ends
         segments: list[Segment] = []
         hit = pins = next_id = used = 0
         for next_id, (key, end) in enumerate(zip(ids, ends, strict=True)):  # noqa: B007 - where it stopped matters
             if hit == end:
                 continue
-            if hit >= cap or (segment := index.get(key)) is None:
+            if hit >= cap or (segment := find(key)) is None:
                 break
             segments.append(segment)
             blocks = segment.blocks
+            if hit + blocks == end <= cap:  # whole, as most are
+                hit, used = end, blocks
+                if not segment.refs:
+                    pins += blocks
+                continue
             used = (end if end < cap else cap) - hit  # a token must be left to compute
             if blocks < used:
                 used = blocks
