@@ -51,6 +51,13 @@ ASSUMED = (
 )
 """A run on two pools: settings, and what a reader must know of them."""
 
+HOST_KV_GIB = 8.0
+HOST_KV = (
+    f"KV was copied to host memory of a size that is not recorded: {HOST_KV_GIB:g} GiB are assumed (between 4 and 11 the "
+    "two runs that fill it begin to suffer when they did)"
+)
+"""GiB of a server whose folder says that it copied KV to host memory, and what a reader must know."""
+
 MOE_WARM_UP_REQUESTS = 300
 """Class-A MoE runs are scored from this request on: before, JIT stalls of 0.3-1.4 s hit the first requests."""
 
@@ -150,6 +157,8 @@ def settings_for(experiment: Experiment) -> RunConfig:
     if settings.get("dtype") == "fp8" and FAMILIES.get(family) == "trtllm":
         settings["kv_cache_dtype"] = "fp8"  # TensorRT-LLM's fp8 checkpoints (ModelOpt) carry an fp8 KV cache
     engine = engine_for(experiment)
+    if experiment.offloads_kv:
+        settings["kv_offloading_size"] = HOST_KV_GIB
     if experiment.pools is not None:
         settings["disaggregate"] = TRANSFER.format(*experiment.pools)
     if experiment.replay == "closed":
@@ -205,8 +214,13 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
         stages,
         engine=setup.config.engine,
         samples=_samples(experiment, loads[0], runs[0]),
-        warnings=(*setup.warnings, *([ASSUMED] if experiment.pools else [])),
+        warnings=(*setup.warnings, *_assumed(experiment)),
     )
+
+
+def _assumed(experiment: Experiment) -> tuple[str, ...]:
+    """What is not recorded of the server and was assumed."""
+    return (*([ASSUMED] if experiment.pools else []), *([HOST_KV] if experiment.offloads_kv else []))
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,15 +151,14 @@ def test_switches_of_a_file_must_be_true_or_false(tmp_path):
         load_engine(path)
 
 
-def served(trace: Trace, generated_token_s: float, tp_generated_token_s: float = 0.0, **settings):
+def served(trace: Trace, generated_token_s: float, **settings):
     """The run of a trace on vLLM 0.15.1 with other costs a generated token."""
     from dataclasses import replace
 
     from stepline.sim.study.run import simulate_resolved
 
     setup = resolve(RunConfig(engine="vllm-0.15.1", record_steps=True, **settings))
-    costs = {"generated_token_s": generated_token_s, "tp_generated_token_s": tp_generated_token_s}
-    engine = replace(load_engine("vllm-0.15.1"), **costs)
+    engine = replace(load_engine("vllm-0.15.1"), generated_token_s=generated_token_s)
     return simulate_resolved(trace, with_engine(setup, engine))
 
 
@@ -170,15 +169,6 @@ def test_each_step_costs_a_bit_more_for_every_token_generated_before_it():
     assert extra_s == pytest.approx(1e-6 * 100 * 101 / 2)
     host = with_it.totals.seconds["host"]["host"] - without.totals.seconds.get("host", {}).get("host", 0.0)
     assert host == pytest.approx(extra_s)
-
-
-def test_a_generated_token_costs_extra_where_more_than_one_gpu_serves():
-    trace = Trace.from_requests([Request("a", 0.0, 300, 101)])
-    for tp, cost_s in ((1, 1e-6), (2, 4e-6)):
-        without = served(trace, 0.0, tensor_parallel_size=tp)
-        with_it = served(trace, 1e-6, 3e-6, tensor_parallel_size=tp)
-        extra_s = with_it.requests["finish_s"][0] - without.requests["finish_s"][0]
-        assert extra_s == pytest.approx(cost_s * 100 * 101 / 2)
 
 
 def test_steps_count_the_generated_tokens_of_their_decodes_under_preemption_too():
