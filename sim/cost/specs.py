@@ -65,6 +65,11 @@ class Sampling:
         """Whether only the likeliest tokens may be drawn, which takes a sort of the logits."""
         return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0)
 
+    @property
+    def penalised(self) -> bool:
+        """Whether logits of tokens that have occurred are changed, which takes counts over the whole vocabulary."""
+        return self.repetition_penalty != 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:

@@ -182,3 +182,18 @@ def test_steps_count_the_generated_tokens_of_their_decodes_under_preemption_too(
     assert counted <= (outputs * (outputs - 1) // 2).sum()
     assert (steps["generated_tokens"] >= decodes).all()
     assert (steps["generated_tokens"] < steps["context_tokens"]).loc[decodes > 0].all()
+
+
+def test_a_repetition_penalty_costs_its_counts_over_the_vocabulary():
+    from stepline.sim.cost.sampler import PENALTY_BYTES
+
+    engine = EngineProfile("e", sampler_kernels=True)
+    plain, penalised = (
+        priced(engine, sampling=NEUTRAL),
+        priced(engine, sampling=Sampling(repetition_penalty=1.05)),
+    )
+    few, many = (StepWork(n_decode=n, context_tokens=(n * 700,), logits_rows=n) for n in (8, 64))
+    extra = [penalised.step_s(work) - plain.step_s(work) for work in (few, many)]
+    a_row_s = plain.model.vocab_size * PENALTY_BYTES / plain.gpu.hbm_bytes_per_s
+    assert extra[0] > 8 * a_row_s
+    assert 56 * a_row_s < extra[1] - extra[0] < 3 * 56 * a_row_s
