@@ -155,7 +155,7 @@ def drafting_engine(engine: EngineProfile) -> EngineProfile:
     """The engine of a draft's passes: the kernels and graphs of the target's, no host time (the step's own covers it)."""
     return replace(
         engine, step_host_s=0.0, step_host_per_seq_s=0.0, prompt_launch_s=0.0, tp_step_host_s=0.0,
-        step_gpu_s=0.0, tp_step_gpu_s=0.0, generated_token_s=0.0, tp_generated_token_s=0.0,
+        step_gpu_s=0.0, tp_step_gpu_s=0.0, generated_token_s=0.0,
     )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._prompt_launches_s = self.launches * engine.prompt_launch_s
         self._overlap = engine.host_overlaps_gpu
-        self.generated_s = engine.generated_token_s + (engine.tp_generated_token_s if tp > 1 else 0.0)
+        self.generated_s = engine.generated_token_s
         if self._overlap:
             self._host_s += self._launch_s
         self._joined = engine.varlen_attention
