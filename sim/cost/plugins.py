@@ -204,7 +204,7 @@ def _checked(cls: type[Any]) -> type[Any]:
         except Exception as error:
             raise ConfigError(f"cost model {cls.__name__}: {described(error, home)}") from error
         if isinstance(seconds, Real) and 0.0 < float(seconds) < inf:
-            return seconds
+            return float(seconds)
         raise ConfigError(
             f"cost model {cls.__name__}: step_s: got {seconds!r}, expected seconds > 0 for {work}"
         )

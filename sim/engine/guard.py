@@ -21,6 +21,8 @@ from .sequence import Sequence
 
 Check = Callable[[Any, tuple[Any, ...]], str | None]
 """What is wrong with an answer, given what was asked (None: nothing)."""
+Plain = Callable[[Any], Any]
+"""The same answer in Python's own numbers and the containers of the contract: the engine's core takes no others."""
 
 RESERVATIONS = ("paged", "prompt", "contiguous")
 """See `contracts.Reservation`."""
@@ -36,7 +38,7 @@ def guarded(cls: type[Any], group: str) -> type[Any]:
     home = inspect.getfile(cls)
     checks = CHECKS.get(group, {})
     body: dict[str, Any] = {
-        name: _watched(method, cls.__name__, home, checks.get(name, _anything))
+        name: _watched(method, cls.__name__, home, *checks.get(name, (_anything, _itself)))
         for name, method in _methods(cls).items()
     }
     if group == "stepline.batch_policies" and "plan" in body:
@@ -71,7 +73,9 @@ def _methods(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-def _watched(method: Callable[..., Any], policy: str, home: str, check: Check) -> Callable[..., Any]:
+def _watched(
+    method: Callable[..., Any], policy: str, home: str, check: Check, plain: Plain
+) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -83,7 +87,7 @@ def _watched(method: Callable[..., Any], policy: str, home: str, check: Check) -
         problem = check(answer, args)
         if problem is not None:
             raise PolicyError(f"{policy}: {method.__name__}: {problem}")
-        return answer
+        return plain(answer)
 
     return call
 
@@ -113,6 +117,10 @@ def _anything(answer: Any, asked: tuple[Any, ...]) -> None:
     del answer, asked
 
 
+def _itself(answer: Any) -> Any:
+    return answer
+
+
 def _plan(plan: Any, asked: tuple[Any, ...]) -> str | None:
     """A `Plan` of chunks of whole tokens, each sequence at most once."""
     if not isinstance(plan, Plan):
@@ -123,6 +131,16 @@ def _plan(plan: Any, asked: tuple[Any, ...]) -> str | None:
             return f"{at}Plan.{name}: got {getattr(plan, name)!r}, expected True or False"
     problem = _chunks(plan.chunks) or _preempted(plan)
     return problem and at + problem
+
+
+def _plain_plan(plan: Plan) -> Plan:
+    if plan.chunks:
+        plan.chunks = [(seq, int(tokens)) for seq, tokens in plan.chunks]
+    plan.preempt = tuple(plan.preempt)
+    plan.decode, plan.ask_every_step, plan.deaf = (
+        bool(plan.decode), bool(plan.ask_every_step), bool(plan.deaf),
+    )  # fmt: skip
+    return plan
 
 
 def _chunks(chunks: Any) -> str | None:
@@ -202,16 +220,20 @@ def _what(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-CHECKS: dict[str, dict[str, Check]] = {
-    "stepline.batch_policies": {"plan": _plan},
-    "stepline.eviction_policies": {"victim": _evictable},
-    "stepline.preemption_policies": {"victim": _candidate},
-    "stepline.routing_policies": {"choose": _replica},
-    "stepline.admission_policies": {"admit": _yes_or_no},
-    "stepline.length_predictors": {"predict": _length},
-    "stepline.kv_compressions": {"kept_tokens": _whole},
+def _index(place: Any) -> int | None:
+    return None if place is None else int(place)
+
+
+CHECKS: dict[str, dict[str, tuple[Check, Plain]]] = {
+    "stepline.batch_policies": {"plan": (_plan, _plain_plan)},
+    "stepline.eviction_policies": {"victim": (_evictable, _itself)},
+    "stepline.preemption_policies": {"victim": (_candidate, _itself)},
+    "stepline.routing_policies": {"choose": (_replica, _index)},
+    "stepline.admission_policies": {"admit": (_yes_or_no, bool)},
+    "stepline.length_predictors": {"predict": (_length, _itself)},
+    "stepline.kv_compressions": {"kept_tokens": (_whole, int)},
 }
-"""Answers that are checked, by group and method."""
+"""How answers are checked and made plain, by group and method."""
 
 NEEDED: dict[str, Iterable[str]] = {
     "stepline.batch_policies": (

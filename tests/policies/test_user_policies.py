@@ -66,6 +66,16 @@ def test_a_right_policy_gives_what_it_gives_unguarded(tmp_path):
     assert results[0].equals(results[1])
 
 
+def test_numbers_of_numpy_are_as_good(tmp_path):
+    """The compiled core takes Python's own only; what users compute with NumPy is made plain before."""
+    numpy = "import numpy as np\nplan.chunks = tuple((s, np.int64(n)) for s, n in plan.chunks)\nplan.preempt = []\nreturn plan"
+    results = [
+        run(ROWS, Affine(1.0), load_plugin("stepline.batch_policies", text)).requests
+        for text in (own(tmp_path, numpy), "chunked")
+    ]
+    assert results[0].equals(results[1])
+
+
 OTHERS = {
     (
         "eviction",
@@ -179,6 +189,18 @@ def test_cost_models_of_the_users_own_are_watched_too(tmp_path, monkeypatch, cap
     code = main(["--trace", "t.jsonl", "--cost-model", "own.py:Mine", "--no-save", "--quiet"])
     assert code == 2
     assert COSTS[body] in capsys.readouterr().err
+
+
+def test_seconds_of_numpy_are_as_good(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own(
+        tmp_path,
+        "import numpy as np\nreturn np.float32(0.25)",
+        head="\nclass Mine:\n    def step_s(self, work):\n",
+    )
+    mine = simulate(trace(ROWS), cost_model="own.py:Mine").requests
+    own(tmp_path, "return 0.25", head="\nclass Mine:\n    def step_s(self, work):\n")
+    assert mine.equals(simulate(trace(ROWS), cost_model="own.py:Mine").requests)
 
 
 def test_text_where_a_number_is_wanted_is_refused():

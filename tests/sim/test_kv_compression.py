@@ -114,5 +114,5 @@ def test_what_does_not_go_together_is_refused(kw, says):
     "text", ["h2o:budget=0", "snapkv:budget=1.5", "streaming-llm:sinks=-1", "sliding-window:window=no"]
 )
 def test_wrong_budgets_are_refused(text):
-    with pytest.raises(ConfigError, match="expected an integer >="):
+    with pytest.raises(ConfigError, match="expected an integer"):
         load_plugin(COMPRESSION, text)
