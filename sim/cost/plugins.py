@@ -107,7 +107,7 @@ class StepwiseCostModel:
         """The plug-in's own warnings, if it has any."""
         return tuple(getattr(self.inner, "warnings", ()))
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """One step: nothing is known about the next one."""
         del growth, n_steps
         return Progression(self.inner.step_s(work), 0.0, 1)
@@ -131,7 +131,7 @@ class StepwiseCostModel:
     def _work(self, columns: Mapping[str, Any], names: list[str], row: int) -> StepWork:
         plain: dict[str, Any] = {name: _number(columns[name][row]) for name in names}
         contexts = tuple(_number(columns[context_column(w)][row]) for w in range(self.n_windows))
-        return StepWork(**plain, context_tokens=contexts)  # type: ignore[arg-type]  # a leap's mean may be fractional
+        return StepWork(**plain, context_tokens=contexts)
 
 
 def _number(value: Any) -> int | float:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from stepline.sim.cli.main import main
+from stepline.sim.cli.run import in_short
 
 CHAT = Path(__file__).parents[2] / "traces" / "samples" / "chat.jsonl"
 
@@ -338,3 +339,12 @@ def test_the_shipped_sample_ranks_the_classic_policies(tmp_path, monkeypatch, ca
     assert "GPU time per output token" in places[2]["why"]
     assert "the policy reserves each one's longest possible output" in places[2]["why"]
     assert "Overloaded" not in places[0]["why"] + places[1]["why"]
+
+
+def test_a_long_warning_ends_in_how_much_more_there_is_and_where():
+    parts = [f"k{i} m 99 (data: to 9)" for i in range(5)]
+    long = "outside: " + "; ".join(parts)
+    assert in_short(long, saved=True) == f"outside: {parts[0]}; {parts[1]}; and 3 more (all in summary.json)"
+    assert "saved run" in in_short(long, saved=False)
+    three = "; ".join(parts[:3])
+    assert in_short(three, saved=True) == three
