@@ -41,12 +41,12 @@ class RangeLog:
             self.history_rule = rule
 
     def notes(self) -> tuple[str, ...]:
-        """One line for all that left its range, one for the history rule."""
+        """One line for all that left its range, what is furthest out first; one for the history rule."""
         lines = []
         if self.seen:
             parts = [
                 f"{kernel} {name} {value:g} (data: {'to' if value > border else 'from'} {border:g})"
-                for (kernel, name), (value, border) in self.seen.items()
+                for (kernel, name), (value, border) in sorted(self.seen.items(), key=_times_out, reverse=True)
             ]
             lines.append("outside the range of the kernel timings: " + "; ".join(parts))
         if self.history_rule is not None:
@@ -60,3 +60,9 @@ class RangeLog:
         known = self.seen.get((kernel, name))
         if known is None or abs(value - border) > abs(known[0] - border):
             self.seen[kernel, name] = (value, border)
+
+
+def _times_out(seen: tuple[tuple[str, str], tuple[float, float]]) -> float:
+    """How many times beyond the border of its data a quantity went."""
+    _, (value, border) = seen
+    return max(value, border) / max(min(value, border), 1e-12)

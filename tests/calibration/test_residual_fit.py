@@ -116,7 +116,7 @@ def test_work_within_reach_is_no_warning_and_beyond_it_is():
     log.check("lm_head", fit, n=300000)
     log.check("router", fit, n=8)
     assert log.notes() == (
-        "outside the range of the kernel timings: lm_head n 300000 (data: to 262144); router n 8 (data: from 32)",
+        "outside the range of the kernel timings: router n 8 (data: from 32); lm_head n 300000 (data: to 262144)",
     )
 
 

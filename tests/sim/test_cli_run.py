@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from stepline.sim.cli.main import main
+from stepline.sim.cli.run import in_short
 
 CHAT = Path(__file__).parents[2] / "traces" / "samples" / "chat.jsonl"
 
@@ -287,6 +289,33 @@ def test_ctrl_c_leaves_no_directory_and_exits_130(here):
     assert [p.name for p in here.iterdir()] == ["t.jsonl"]
 
 
+def test_a_full_disk_is_one_line(here, capsys):
+    flags = ["--trace", "t.jsonl", "--no-save"]
+    assert "No space left on device" in fails(capsys, *flags, "--quiet", "--vllm-bench-json", "/dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = run_process(*flags, cwd=here, stdout=full)
+    assert done.communicate(timeout=60)[1] == "simulate: cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_a_device_is_written_and_not_replaced(here, capsys):
+    os.mkfifo(here / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, cwd=here)
+    flags = ["--no-save", "--quiet", "--vllm-bench-json", "pipe"]
+    assert main(["--trace", "t.jsonl", *flags]) == 0
+    assert json.loads(reader.communicate(timeout=60)[0])["completed"] == 40
+    assert (here / "pipe").is_fifo()
+
+
+def test_a_link_keeps_its_place(here):
+    (here / "real.json").write_text("old")
+    (here / "link.json").symlink_to(here / "real.json")
+    flags = ["--no-save", "--quiet", "--vllm-bench-json", "link.json"]
+    assert main(["--trace", "t.jsonl", *flags]) == 0
+    assert (here / "link.json").is_symlink()
+    assert json.loads((here / "real.json").read_bytes())["completed"] == 40
+
+
 def test_a_closed_pipe_is_no_error(here):
     process = run_process("--help-all", cwd=here, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -310,3 +339,12 @@ def test_the_shipped_sample_ranks_the_classic_policies(tmp_path, monkeypatch, ca
     assert "GPU time per output token" in places[2]["why"]
     assert "the policy reserves each one's longest possible output" in places[2]["why"]
     assert "Overloaded" not in places[0]["why"] + places[1]["why"]
+
+
+def test_a_long_warning_ends_in_how_much_more_there_is_and_where():
+    parts = [f"k{i} m 99 (data: to 9)" for i in range(5)]
+    long = "outside: " + "; ".join(parts)
+    assert in_short(long, saved=True) == f"outside: {parts[0]}; {parts[1]}; and 3 more (all in summary.json)"
+    assert "saved run" in in_short(long, saved=False)
+    three = "; ".join(parts[:3])
+    assert in_short(three, saved=True) == three
