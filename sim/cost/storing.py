@@ -59,12 +59,13 @@ class StoringCostModel:
         """Seconds of one step."""
         return (self.crowded if work.generated_tokens > self.room_tokens else self.calm).step_s(work)
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """As the prices' own, ending where the pool gets too small."""
         room = self.room_tokens - work.generated_tokens
         if room < 0:
             return self.crowded.leap(work, growth, n_steps)
-        return self.calm.leap(work, growth, min(n_steps, room // max(growth[0], work.n_decode) + 1))
+        fit = int(room // max(growth[0], work.n_decode)) + 1
+        return self.calm.leap(work, growth, min(n_steps, fit))
 
     def explain(self, work: StepWork) -> StepCost:
         """The breakdown of one step."""
