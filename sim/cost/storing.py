@@ -17,11 +17,6 @@ from .work import CostModel, Progression, StepCost, StepWork
 Rows = NDArray[np.bool_]
 """Which rows of a table, shape (rows,)."""
 
-CROWDED = (
-    "host memory for KV was too small for what running sequences generate: the scheduler searched all of it for each "
-    "sequence in each step (a larger --kv-offloading-size ends that)"
-)
-
 
 class StoringCostModel:
     """A cost model whose host takes longer while copies of running sequences fill the pool (`work.CostModel`).
@@ -39,7 +34,6 @@ class StoringCostModel:
 
     def __init__(self, calm: CostModel, crowded: CostModel, room_tokens: int) -> None:
         self.calm, self.crowded, self.room_tokens = calm, crowded, room_tokens
-        self._was_crowded = False
 
     @classmethod
     def of(
@@ -57,9 +51,9 @@ class StoringCostModel:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of both prices, and whether the pool was ever too small."""
+        """Of both prices."""
         both = (*getattr(self.calm, "warnings", ()), *getattr(self.crowded, "warnings", ()))
-        return tuple(dict.fromkeys((*both, *([CROWDED] if self._was_crowded else []))))
+        return tuple(dict.fromkeys(both))
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step."""
@@ -83,7 +77,6 @@ class StoringCostModel:
         is_crowded = np.asarray(columns.get("generated_tokens", np.zeros(n))) > self.room_tokens
         if not is_crowded.any():
             return self.calm.explain_many(columns)
-        self._was_crowded = True
         calm, crowded = (
             _rows(self.calm.explain_many, columns, ~is_crowded),
             _rows(self.crowded.explain_many, columns, is_crowded),

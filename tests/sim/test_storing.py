@@ -12,7 +12,7 @@ from stepline.sim.cost.calibration import find_calibration
 from stepline.sim.cost.catalogue import load_engine, load_gpu, load_model
 from stepline.sim.cost.roofline import RooflineCostModel
 from stepline.sim.cost.specs import EngineProfile
-from stepline.sim.cost.storing import CROWDED, StoringCostModel
+from stepline.sim.cost.storing import StoringCostModel
 from stepline.sim.cost.work import StepWork
 from stepline.sim.study.config import RunConfig
 from stepline.sim.study.run import simulate_resolved
@@ -55,17 +55,15 @@ def test_leaps_end_where_the_pool_gets_too_small_and_last_as_long_as_steps(gener
         now = work(generated + first * now.n_decode)
 
 
-def test_breakdowns_sum_to_the_step_on_both_sides_and_a_crowded_pool_is_told():
+def test_breakdowns_sum_to_the_step_on_both_sides():
     model = StoringCostModel.of(price, PROFILE, BLOCKS, BLOCK)
     works = [work(10), work(1601), work(900), work(9000)]
     assert model.explain(works[0]).total_s == pytest.approx(model.step_s(works[0]))
-    assert CROWDED not in model.warnings
     columns = {k: np.concatenate([columns_of(w)[k] for w in works]) for k in columns_of(works[0])}
     seconds, _, moved = model.explain_many(columns)
     totals = sum(s for split in seconds.values() for s in split.values())
     assert totals == pytest.approx([model.step_s(w) for w in works])
     assert (moved > 0).all()
-    assert CROWDED in model.warnings
 
 
 def trace() -> Trace:
