@@ -1,4 +1,4 @@
-.PHONY: check lint types imports test slow docs
+.PHONY: check lint types imports core test slow docs
 PY ?= .venv/bin/python
 HOUSE := build/house
 
@@ -18,6 +18,10 @@ types: $(HOUSE)/stepline
 
 imports: $(HOUSE)/stepline
 	PYTHONPATH=$(HOUSE) .venv/bin/lint-imports
+
+# The engine's core as C (sim/compiled.py); an edited source runs as Python until then.
+core:
+	$(PY) -m pip install --quiet --no-deps --editable .
 
 test:
 	$(PY) -m pytest

@@ -26,7 +26,7 @@ from stepline.sim.study.setup import Setup, resolve
 from stepline.sim.study.validation_runs import Outcome, run_experiment, settings_for
 from stepline.sim.study.validation_scores import NOISE
 
-from .host_fit import DEFAULT_NAMES, STEPS, usable, with_engine
+from .host_fit import DEFAULT_NAMES, STEPS, priced, usable, with_engine
 
 METRICS = ("tpot_mean", "ttft_mean")
 SEEDS = 3
@@ -61,7 +61,7 @@ def variants(engine: EngineProfile) -> tuple[Variant, ...]:
     """The changes that are tried, the unchanged profile first."""
     none = _zeroed(engine, (*STEPS, "output_delay_s"))
     parts = {
-        "no cost a generated token": ("generated_token_s", "tp_generated_token_s"),
+        "no cost a generated token": ("generated_token_s",),
         "no cost of truncated sampling": ("truncation_per_vocab_s", "truncation_per_logit_s"),
         "no seconds of a step outside kernels": ("step_gpu_s", "tp_step_gpu_s"),
         "no way in and out": tuple(n for n in DEFAULT_NAMES if "output" in n or "ingest" in n),
@@ -82,19 +82,14 @@ def changed(experiment: Experiment, variant: Variant) -> Setup:
     if variant.engine is not None:
         setup = with_engine(setup, variant.engine)
     if not variant.residual:
-        bare = tuple([_bare(spec) for spec in setup.cluster.replicas])
+        bare = tuple(
+            [
+                replace(spec, cost_model=priced(spec, spec.engine, residual=False))
+                for spec in setup.cluster.replicas
+            ]
+        )
         setup = replace(setup, cluster=replace(setup.cluster, replicas=bare))
     return setup
-
-
-def _bare(spec: Any) -> Any:
-    """A replica whose roofline is priced by the kernels' forms alone."""
-    model = spec.cost_model
-    calibration = model.calibration.without_residuals()
-    priced = type(model)(
-        model.model, model.gpu, calibration, tp=model.tp, engine=model.engine, kv_dtype=model.kv_dtype, ep=model.ep
-    )  # fmt: skip
-    return replace(spec, cost_model=priced)
 
 
 def run(experiment: Experiment, variant: Variant) -> Outcome:

@@ -7,7 +7,8 @@ version that no kernel table has: GPU and host seconds of a step outside the mod
 truncated sampling costs, and the way of a request in and out. One set for all models, workloads and loads. Gauss-Newton
 with finite differences of whole simulations on common random numbers; residuals are log(predicted / measured) of mean
 TPOT and mean TTFT of each stage, weighted by the noise of such a value (1 % and 2 %), every experiment with the weight
-of one. Leave-one-model-out: the constants are fitted again without a model's runs and applied to them.
+of one. Of runs where clients gave up only the TPOT of those who were served teaches. Leave-one-model-out: the
+constants are fitted again without a model's runs and applied to them.
 
 `--scan NAME=VALUE,...` prints the errors at some values of one constant instead, TTFT of closed loops among them: whether
 a request still joins a step or waits for the next makes that jump, so no slope leads to its best value.
@@ -29,9 +30,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stepline.sim.cluster.spec import ReplicaSpec
 from stepline.sim.cost.catalogue import load_engine
 from stepline.sim.cost.roofline import RooflineCostModel
 from stepline.sim.cost.specs import EngineProfile
+from stepline.sim.cost.storing import StoringCostModel
+from stepline.sim.cost.work import CostModel
 from stepline.sim.study.measured import Experiment, chosen, load_measured
 from stepline.sim.study.setup import Setup, resolve
 from stepline.sim.study.validation_runs import engine_for, run_experiment, settings_for
@@ -59,13 +63,14 @@ STEPS: dict[str, float] = {
     "output_per_seq_s": 1e-5,
     "tp_output_delay_s": 5e-4,
     "generated_token_s": 1e-8,
-    "tp_generated_token_s": 1e-8,
     "kv_layer_copy_s": 2e-5,
+    "store_scan_s": 5e-9,
 }
 """Constants that can be fitted, with the step of their finite difference."""
 
 GAVE_UP = 0.01
-"""Share of clients that gave up beyond which a run teaches nothing: what was aborted when decides its times."""
+"""Share of clients that gave up beyond which a run teaches nothing (what was aborted when decides its times) but the
+TPOT of those who were served."""
 
 QUEUED_STEPS = 20
 """A mean TTFT of more TPOTs than this is a queue, which amplifies any error of capacity: only TPOT teaches there (an
@@ -79,7 +84,7 @@ SLACK = 1e-6
 
 DEFAULT_NAMES = (
     "step_gpu_s", "tp_step_gpu_s", "truncation_per_vocab_s", "truncation_per_logit_s", "request_ingest_s",
-    "output_per_seq_s", "tp_output_delay_s", "generated_token_s", "tp_generated_token_s",
+    "output_per_seq_s", "tp_output_delay_s", "generated_token_s", "store_scan_s",
 )  # fmt: skip
 
 
@@ -113,36 +118,53 @@ class HostFit:
 
 def with_engine(setup: Setup, engine: EngineProfile) -> Setup:
     """The same run on another engine profile: scheduler, clients and the roofline priced with it."""
-    replicas = []
-    for spec in setup.cluster.replicas:
-        model = spec.cost_model
-        if not isinstance(model, RooflineCostModel):
-            raise CalibrationError(
-                f"cost model {type(model).__name__}: host constants are fitted on the roofline"
-            )
-        priced = RooflineCostModel(
-            model.model,
-            model.gpu,
-            model.calibration,
-            tp=model.tp,
-            engine=engine,
-            kv_dtype=model.kv_dtype,
-            ep=model.ep,
-        )
-        replicas.append(replace(spec, engine=engine, cost_model=priced))
+    replicas = [replace(r, engine=engine, cost_model=priced(r, engine)) for r in setup.cluster.replicas]
     return replace(setup, cluster=replace(setup.cluster, replicas=tuple(replicas)))
 
 
-def usable(experiments: Iterable[Experiment], engine: str) -> list[Experiment]:
-    """Runs on this engine profile that can teach host constants: dense, on calibrated GPUs, where hardly anybody gave up."""
+def priced(spec: ReplicaSpec, engine: EngineProfile, *, residual: bool = True) -> CostModel:
+    """The roofline of a replica on another profile, with the host's memory behind it where it has any.
+
+    Raises:
+        CalibrationError: the replica is not priced by the roofline.
+    """
+    plain = spec.cost_model.calm if isinstance(spec.cost_model, StoringCostModel) else spec.cost_model
+    if not isinstance(plain, RooflineCostModel):
+        raise CalibrationError(
+            f"cost model {type(plain).__name__}: host constants are fitted on the roofline"
+        )
+    calibration = plain.calibration if residual else plain.calibration.without_residuals()
+
+    def price(profile: EngineProfile) -> RooflineCostModel:
+        return RooflineCostModel(
+            plain.model,
+            plain.gpu,
+            calibration,
+            tp=plain.tp,
+            engine=profile,
+            kv_dtype=plain.kv_dtype,
+            ep=plain.ep,
+        )
+
+    if spec.offloading is None:
+        return price(engine)
+    return StoringCostModel.of(price, engine, spec.offloading.cpu_blocks(spec), spec.block_size)
+
+
+def usable(experiments: Iterable[Experiment], engine: str, *, overloaded: bool = False) -> list[Experiment]:
+    """Runs on this engine profile that can teach host constants: dense, on calibrated GPUs, where hardly anybody gave up.
+
+    `overloaded`: those where clients gave up, too, of MoE models among them: all seats are full there for minutes.
+    """
     kept = []
     for experiment in experiments:
         try:
             fits = engine_for(experiment) == engine and bool(resolve(settings_for(experiment)))
         except InputError:
             continue
-        overloaded = any(s.measured.get("failed_fraction", 0.0) > GAVE_UP for s in experiment.stages)
-        if fits and experiment.arch == "dense" and experiment.gpu.startswith("h100") and not overloaded:
+        gave_up = any(s.measured.get("failed_fraction", 0.0) > GAVE_UP for s in experiment.stages)
+        teaches = overloaded if gave_up else experiment.arch == "dense"
+        if fits and teaches and experiment.gpu.startswith("h100"):
             kept.append(experiment)
     return kept
 
@@ -324,7 +346,8 @@ def _errors_by_model(points: Points, residual: Array) -> dict[str, dict[str, flo
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print constants and errors, and with `--write` put the constants into an engines table."""
     args = _parser().parse_args(argv)
-    experiments = usable(chosen(load_measured(args.measured), args.set.split(",")), args.engine)
+    runs = [e for e in chosen(load_measured(args.measured), args.set.split(",")) if args.only in e.key]
+    experiments = usable(runs, args.engine, overloaded=True)
     names = tuple(args.fit.split(",")) if args.fit else DEFAULT_NAMES
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         if args.scan:
@@ -348,6 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measured", required=True, help="folder of measured runs")
     parser.add_argument("--engine", default="vllm-0.15.1", help="engine profile (vllm-0.15.1)")
     parser.add_argument("--set", default="A,B", help="sets of runs (A,B)")
+    parser.add_argument("--only", default="", help="runs whose name contains this")
     parser.add_argument("--fit", help="constants, by commas: " + ", ".join(STEPS))
     parser.add_argument("--scan", metavar="NAME=VALUE,...", help="errors at values of one constant; no fit")
     parser.add_argument("--rounds", type=int, default=2, help="Gauss-Newton rounds (2)")

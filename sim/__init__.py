@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import compiled
+
 if TYPE_CHECKING:
     from stepline.sim.report.paired import Comparison as Comparison
     from stepline.sim.report.summary import summary as summary
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from stepline.sim.study.plan import plan as plan
     from stepline.sim.study.run import simulate as simulate
     from stepline.traces.reading import read_trace as read_trace
+
+compiled.choose()
 
 _FACADE = {
     "simulate": "stepline.sim.study.run",

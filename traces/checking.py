@@ -13,6 +13,17 @@ from .trace import Trace
 
 _NONE_BEFORE = -1.0
 
+_LIMIT = "rows have an output_length over their max_output_length"
+_TWICE = "rows have a request_id that was used before"
+_CHAIN = "hash ids follow another id than before: they are not prefix-chained"
+_TURNS = "turns arrive before an earlier turn of their session, or twice"
+_SINGULAR = {
+    _LIMIT: "row has an output_length over its max_output_length",
+    _TWICE: "row has a request_id that was used before",
+    _CHAIN: "hash id follows another id than before: it is not prefix-chained",
+    _TURNS: "turn arrives before an earlier turn of its session, or twice",
+}
+
 
 class Checker:
     """Looks at a stream of chunks in order of arrival; 8 bytes a request id, 16 a session and a block id."""
@@ -35,14 +46,14 @@ class Checker:
                 for limit, n in zip(limits, trace.output_tokens.tolist(), strict=True)
                 if limit is not None and n > limit
             )
-            self._odd["rows have an output_length over their max_output_length"] += over
+            self._odd[_LIMIT] += over
 
     def warnings(self) -> list[str]:
         """What was odd, each with the number of rows or ids."""
         if self._request_ids:
             keys = np.concatenate(self._request_ids)
-            self._odd["rows have a request_id that was used before"] = len(keys) - len(np.unique(keys))
-        return [f"{n} {what}" for what, n in self._odd.items() if n]
+            self._odd[_TWICE] = len(keys) - len(np.unique(keys))
+        return [f"{n} {_SINGULAR[what] if n == 1 else what}" for what, n in self._odd.items() if n]
 
     def _chains(self, trace: Trace) -> None:
         """An id stands for a whole prefix, so it must always have the same id before it."""
@@ -57,7 +68,7 @@ class Checker:
         parents[starts] = _NONE_BEFORE
         before = previous(ids, parents, self._parents)
         broken = int((~np.isnan(before) & (before != parents)).sum())
-        self._odd["hash ids follow another id than before: they are not prefix-chained"] += broken
+        self._odd[_CHAIN] += broken
 
     def _names(self, trace: Trace) -> None:
         names = trace.columns.get("request_id")
@@ -77,6 +88,6 @@ class Checker:
             if session is None or turn is None:
                 continue
             if turn <= latest[session]:
-                self._odd["turns arrive before an earlier turn of their session, or twice"] += 1
+                self._odd[_TURNS] += 1
             latest[session] = max(turn, latest[session])
         self._turns.store(keys, turn=np.array([*latest.values()], dtype=np.int64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
+from .drafts import drafted, is_stream
 from .errors import ConfigError, TraceError
 from .formats import Extra, Format, WriteState, format_named, formats
 from .sidecar import sidecar_path
@@ -59,7 +59,7 @@ def write_trace(
             _count_lost(lost, target, chunk, extra)
         if not state.rows:
             raise TraceError(f"{path}: nothing to write: the trace has no requests")
-        if target.name == "native":
+        if target.name == "native" and not is_stream(Path(path)):
             _write_sidecar(path, state, digest.hexdigest(), span_s[1] - span_s[0])
     return lost
 
@@ -76,15 +76,11 @@ def writable_format(name: str) -> Format:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends without an error, and vanishes otherwise."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
-        with part.open("wb") as raw, _compressed(raw, path.name) as out:
+        with drafted(path) as draft, draft.open("wb") as raw, _compressed(raw, path.name) as out:
             yield out
-        part.replace(path)
     except OSError as problem:
         raise TraceError(f"{path}: cannot be written ({problem.strerror or problem})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

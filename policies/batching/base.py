@@ -29,8 +29,14 @@ def make_room(
 
     `needed`: blocks that the step takes once the sequences in `gone` are off; `spared` goes last. Stops when nobody is
     left to go.
+
+    Unless the rule itself lets the first one finish (`lets_finish`), the prompt that has run longest goes last: prompts in
+    chunks that together exceed the cache would else take turns in losing what they have computed, for ever. Who decodes
+    has emitted since it was admitted, so that preempting it costs time, but never all progress.
     """
     gone: set[Sequence] = set()
+    if spared is None and not getattr(view.preemption, "lets_finish", False):
+        spared = next(iter(view.prefilling), None)
     free = view.free_blocks
     while (short := needed(gone) - free) > 0:
         candidates = [seq for seq in view.newest_first() if seq not in gone and seq is not spared]

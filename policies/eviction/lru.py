@@ -20,6 +20,11 @@ class LruPolicy:
     def __init__(self) -> None:
         self._queue: OrderedDict[Segment, None] = OrderedDict()
 
+    @property
+    def queue(self) -> OrderedDict[Segment, None] | None:
+        """The queue itself, for a cache to use in place of the methods below (None: a subclass may have others)."""
+        return self._queue if type(self) is LruPolicy else None
+
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """Nothing to note: order is by release."""
 

@@ -22,8 +22,9 @@ class OracleOptimalPolicy(RankedEviction):
     """Evicts the segment whose next request is farthest in the trace; among equals the one deepest in its prompt.
 
     Optimal for equal blocks accessed in trace order where new content may be refused (Belady 1966): a newcomer that is
-    needed later than all others is the victim itself. In the engine it is a bound only as far as requests are
-    admitted in the order of the trace, and a replica of several sees the requests of all.
+    needed later than all others is the victim itself. That is over a whole replay, in whole blocks: in a measured part
+    of one, or where last blocks are filled partly, another policy can be a block ahead. In the engine it is a bound only
+    as far as requests are admitted in the order of the trace, and a replica of several sees the requests of all.
     """
 
     oracle = True

@@ -17,6 +17,8 @@ class LastInPolicy(VictimRule):
     Source: vLLM V1 `Scheduler.schedule` pops the last of `running` under FCFS.
     """
 
+    lets_finish = True  # who was admitted first goes only when alone
+
     def victim(self, view: Any, candidates: Iterable[Sequence], blocks_needed: int) -> Sequence | None:
         """The first candidate: they come last admitted first."""
         return next(iter(candidates), None)

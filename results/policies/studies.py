@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,10 @@ def hit_rates(data: Path | None = None) -> tuple[pd.DataFrame, Any]:
 REFERENCE = {"lru": "lru", "fifo": "fifo", "optimal": "oracle-optimal"}
 
 
+OUTPUTS = ("cached", "first", "none", "none, blocks of 512")
+"""What becomes of generated tokens under LRU: they stay as vLLM keeps them, go first, or there are none."""
+
+
 def engine_hit_rates(data: Path | None = None) -> tuple[pd.DataFrame, Any]:
     """The engine's hit rates (blocks of 16, running sequences pinned, outputs cached) beside the reference replays."""
     if data is None:
@@ -393,9 +398,12 @@ def engine_hit_rates(data: Path | None = None) -> tuple[pd.DataFrame, Any]:
         for point in json.loads(file.read_text())["points"]:
             blocks = point["cacheBlocks"]
             for theirs, ours in REFERENCE.items():
-                for outputs in ("cached", "first") if ours == "lru" else ("cached",):
+                for outputs in OUTPUTS if ours == "lru" else OUTPUTS[:1]:
                     hit = second_half_hits(
-                        trace, ours if outputs == "cached" else "outputs-first", 32 * blocks + 1
+                        one_token_each(trace) if outputs.startswith("none") else trace,
+                        "outputs-first" if outputs == "first" else ours,
+                        blocks,
+                        512 if outputs.endswith("512") else 16,
                     )
                     want = point["results"][theirs]["hitRate"]
                     rows.append({
@@ -403,9 +411,8 @@ def engine_hit_rates(data: Path | None = None) -> tuple[pd.DataFrame, Any]:
                         "reference": want, "points": 100 * (hit - want),
                     })  # fmt: skip
     found = table(rows)
-    shown = found.assign(
-        case=found["policy"] + found["outputs"].map({"cached": "", "first": ", outputs first"})
-    )
+    names = {"cached": "", **{o: f", outputs {o}" for o in OUTPUTS[1:]}}
+    shown = found.assign(case=found["policy"] + found["outputs"].map(names))
     dots = alt.Chart(shown, width=WIDTH, height=HEIGHT).mark_point(filled=True, size=50)
     return found, dots.encode(
         x=alt.X("blocks_of_512:Q", title="blocks of 512 tokens", scale=alt.Scale(type="log")),
@@ -415,11 +422,16 @@ def engine_hit_rates(data: Path | None = None) -> tuple[pd.DataFrame, Any]:
     ).resolve_scale(x="independent")
 
 
-def second_half_hits(trace: Trace, eviction: str, blocks: int) -> float:
+def one_token_each(trace: Trace) -> Trace:
+    """The same prompts, each answered with one token: nothing is cached that the replay does not know."""
+    return replace(trace, output_tokens=np.ones_like(trace.output_tokens))
+
+
+def second_half_hits(trace: Trace, eviction: str, blocks_of_512: int, block_size: int) -> float:
     """Cached share of the prompt tokens of the second half of the requests, on an engine that is never busy."""
     result = simulate(
-        trace, kv_eviction=eviction, num_gpu_blocks_override=blocks, cost_model=f"{HERE / 'quick.py'}:Quick", engine="ideal",
-        model="llama-4-scout",
+        trace, kv_eviction=eviction, num_gpu_blocks_override=512 // block_size * blocks_of_512 + 1, block_size=block_size,
+        cost_model=f"{HERE / 'quick.py'}:Quick", engine="ideal", model="llama-4-scout",
     )  # fmt: skip
     second = result.requests.sort_values("request_index").iloc[len(trace) // 2 :]
     return float(second["cached_tokens"].sum() / second["input_tokens"].sum())

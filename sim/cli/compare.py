@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -31,11 +32,13 @@ def main(argv: Sequence[str]) -> int:
 
         check_target(args.out)
     grid = _run(args, configs)
-    if not args.quiet:
+    if args.json:
+        _print_json(grid)
+    elif not args.quiet:
         _print(grid)
     if not args.no_save:
         place = _save(grid, args, ["simulate", "compare", *argv])
-        if not args.quiet:
+        if not args.quiet and not args.json:
             print(f"results   {place}/{FILES[1]}, {FILES[0]}")
     return 0
 
@@ -58,6 +61,7 @@ def _parser() -> Parser:
     group = parser.add_argument_group("results")
     group.add_argument("--out", type=Path, metavar="DIR", help="directory to write (results/runs/<name>)")
     group.add_argument("--no-save", action="store_true", help="write no directory")
+    group.add_argument("--json", action="store_true", help="print JSON in place of tables")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
@@ -99,17 +103,24 @@ def _run(args: Namespace, configs: dict[str, RunConfig]) -> Grid:
 
     from .options import reading_options
     from .progress import progress_bar, working
+    from .run import together
 
     if not Path(args.trace).exists():
         raise ConfigError(f"--trace: no file {args.trace!r}")
     with working(f"reading {args.trace}", shown=not args.quiet):
         trace = read_trace(args.trace, **reading_options(args))
-    if not args.quiet:
-        for text in trace.warnings:
-            print(f"simulate: warning: {text}", file=sys.stderr)
-    return run_grid(
+    _warn(trace.warnings, args)
+    grid = run_grid(
         trace, configs, args.replications, watch=lambda what: progress_bar(what, shown=not args.quiet)
     )
+    _warn(together(grid.warnings), args)
+    return grid
+
+
+def _warn(warnings: Sequence[str], args: Namespace) -> None:
+    if not args.quiet:
+        for text in warnings:
+            print(f"simulate: warning: {text}", file=sys.stderr)
 
 
 def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
@@ -120,6 +131,7 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     from stepline.sim.study.grid_html import grid_html
 
     from .output import RUNS, file_name
+    from .run import together
 
     stem = Path(args.trace).name.split(".", 1)[0]
     digest = hashlib.sha256(json_bytes(list(command))).hexdigest()[:8]
@@ -127,21 +139,37 @@ def _save(grid: Grid, args: Namespace, command: Sequence[str]) -> Path:
     with atomic_dir(target) as work:
         grid.frame().to_csv(work / FILES[0], index=False)
         title = f"{Path(args.trace).name}: {len(grid.configs)} runs compared"
-        (work / FILES[1]).write_text(grid_html(grid, title, " ".join(command)), encoding="utf-8")
+        (work / FILES[1]).write_text(grid_html(grid, title, shlex.join(command)), encoding="utf-8")
         write_json(
             work / FILES[2],
             {
                 "schema_version": 1,
                 "kind": "grid",
-                "command": " ".join(command),
+                "command": shlex.join(command),
                 "baseline": grid.baseline,
                 "pareto": list(grid.pareto),
                 "method": grid.method,
                 "runs": list(grid.configs),
+                "warnings": together(grid.warnings),
                 "versions": versions(),
             },
         )
     return target
+
+
+def _print_json(grid: Grid) -> None:
+    """The rows of the CSV, with what is said of them all."""
+    from dataclasses import asdict
+
+    from stepline.sim.report.run_dir import json_bytes
+
+    content = {
+        "baseline": grid.baseline,
+        "method": grid.method,
+        "pareto": list(grid.pareto),
+        "rows": [asdict(row) for row in grid.rows],
+    }
+    sys.stdout.write(json_bytes(content).decode())
 
 
 COLUMNS = {
@@ -154,6 +182,7 @@ COLUMNS = {
     "prefix_hit_token_frac": "hits",
     "preemptions": "preempted",
     "rejected": "rejected",
+    "timed_out": "timed out",
 }
 """Figures on the terminal, with their titles."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.drafts import drafted
 from stepline.traces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,12 +74,8 @@ def _write_timeline(result: RunResult, path: Path) -> None:
     tables = tables_of(result)
     if result.steps is None or tables.chunks is None:  # pragma: no cover - `needs` has seen to it
         raise ConfigError("--perfetto: the run was simulated without --record-steps")
-    draft = draft_of(path)
-    try:
+    with drafted(path) as draft:
         write_perfetto(draft, tables.requests, [result.steps], tables.chunks, tables.preemptions)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def check_parent(path: Path, flag: str) -> None:
@@ -90,16 +86,7 @@ def check_parent(path: Path, flag: str) -> None:
         raise ConfigError(f"{flag}: no directory {str(path.parent)!r}")
 
 
-def draft_of(path: Path) -> Path:
-    """Where a file is written before it is moved to its place (same directory, same ending)."""
-    return path.with_name(f".{os.getpid()}-{path.name}")
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there."""
-    draft = draft_of(path)
-    try:
+    with drafted(path) as draft:
         draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from stepline.traces.errors import ConfigError, InputError, PolicyError, nearest
 
@@ -27,6 +29,8 @@ VERBS = {
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when nothing more can be written: no mistake of ours."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("simulate: interrupted, nothing written", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader went away; whatever is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"simulate: cannot be written: {os.strerror(error.errno or 0)}", file=sys.stderr)
+        _let_go_of_stdout()
+        return 2
+
+
+def _let_go_of_stdout() -> None:
+    """Whatever is still buffered has nowhere to go."""
+    with suppress(OSError):  # where stdout is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def verbs() -> dict[str, str]:

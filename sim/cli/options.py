@@ -99,6 +99,15 @@ _PLUGINS = (
 )  # fmt: skip
 _TEXTS = ("speculative_config", "fleet", "disaggregate", "failures", "autoscale", "stragglers")
 """Flags whose values have commas of their own: repeat the flag to give several."""
+_ABSENT = (
+    *_TEXTS,
+    "kv_compression",
+    "admission",
+    "kv_offloading_size",
+    "kv_offloading_ssd_size",
+    "decode_routing",
+)
+"""Flags that do nothing unless they are given."""
 NONE = "none"
 """The value of such a flag that stands for not giving it, in a comparison with and without."""
 
@@ -192,13 +201,13 @@ def _values(name: str, key: str, texts: Sequence[str], convert: _Convert) -> lis
 
         items = [item for text in texts for item in split_plugins(text)]
     elif key in _TEXTS:
-        return [None if text == NONE else text for text in texts]
+        items = list(texts)
     else:
         items = listing(texts)
     if not items:
         raise ConfigError(f"--{name}: got {','.join(texts)!r}, expected a value")
     try:
-        return [convert(item) for item in items]
+        return [None if item == NONE and key in _ABSENT else convert(item) for item in items]
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"--{name}: {error}") from None
 

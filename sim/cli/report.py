@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepline.traces.drafts import drafted
 from stepline.traces.errors import ConfigError, nearest
 from stepline.traces.wording import counted
 
-from .files import check_parent, draft_of, write_whole
+from .files import check_parent, write_whole
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -154,13 +155,9 @@ def _write_timeline(directories: Sequence[Path], out: Path | None) -> Path:
         raise ConfigError(f"{directories[0]}: holds no steps; simulate it with --record-steps")
     place = out or directories[0] / "timeline.json.gz"
     check_parent(place, "--out")
-    draft = draft_of(place)
-    try:
+    with drafted(place) as draft:
         parts = step_parts(directories[0])
         write_perfetto(draft, tables.requests, parts, tables.chunks, tables.preemptions)
-        draft.replace(place)
-    finally:
-        draft.unlink(missing_ok=True)
     return place
 
 

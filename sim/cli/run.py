@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if args.version:
         from importlib.metadata import version
 
-        print(f"stepline {version('stepline')}")
+        from stepline.sim import compiled
+
+        print(f"stepline {version('stepline')} (engine core: {compiled.form()})")
         return 0
     return _simulate(args, ["simulate", *argv])
 
@@ -123,11 +125,11 @@ def _results(trace: Trace, args: Namespace, configs: dict[str, RunConfig]) -> di
     for label, setup in setups.items():
         with progress_bar(label, shown=not args.quiet) as on_progress:
             results[label] = simulate_resolved(trace, setup, label=label, on_progress=on_progress)
-    _warn(_together({label: result.warnings for label, result in results.items()}), args)
+    _warn(together({label: result.warnings for label, result in results.items()}), args)
     return results
 
 
-def _together(warnings: dict[str, tuple[str, ...]]) -> list[str]:
+def together(warnings: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Each warning once; with the runs that it is about, unless it is about all of them."""
     about: dict[str, list[str]] = {}
     for label, texts in warnings.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import ConfigError
 
+from .files import check_parent, write_whole
 from .parser import Parser, integer, listing, number
 from .progress import working
 
@@ -29,14 +30,16 @@ def main(argv: Sequence[str]) -> int:
     from stepline.traces.reading import read_trace
 
     policies = [p for text in args.kv_eviction or ["lru,fifo,oracle-optimal"] for p in split_plugins(text)]
+    if not policies:
+        raise ConfigError(f"--kv-eviction: got {','.join(args.kv_eviction)!r}, expected a value")
     sizes = _capacities(args.capacity_blocks)
-    if args.csv is not None and not args.csv.parent.is_dir():
-        raise ConfigError(f"--csv: no directory {str(args.csv.parent)!r}")
+    if args.csv is not None:
+        check_parent(args.csv, "--csv")
     with working(f"caches over {args.trace}", shown=not args.quiet):
         trace = read_trace(args.trace, trace_format=args.trace_format, hash_block_size=args.hash_block_size)
         points = frame(reuse(trace, policies, sizes or default_capacities(trace), args.warmup_frac))
     if args.csv is not None:
-        points.to_csv(args.csv, index=False)
+        write_whole(args.csv, points.to_csv(index=False).encode())
     if args.json:
         print(points.to_json(orient="records", indent=2))
     elif not args.quiet:

@@ -49,7 +49,7 @@ TURNED_ON = {
     "enable-expert-parallel": "enable_expert_parallel",
     "enable-lora": "enable_lora",
 }
-"""Flags without a value: the setting that each turns on."""
+"""Flags without a value: the setting that each turns on; each also has a `--no-` form."""
 
 SWITCHES = ("enable-prefix-caching", "enable-chunked-prefill", "async-scheduling")
 """Flags without a value; each also has a `--no-` form."""
@@ -59,12 +59,21 @@ PASSED_OVER = {
     "tokenizer", "tokenizer-mode", "tokenizer-revision", "chat-template", "enable-auto-tool-choice", "tool-call-parser",
     "reasoning-parser", "disable-log-requests", "enable-log-requests", "disable-log-stats", "uvicorn-log-level",
     "root-path", "ssl-keyfile", "ssl-certfile", "allowed-origins", "response-role", "max-log-len", "seed",
-    "hf-token", "hf-overrides", "otlp-traces-endpoint", "distributed-executor-backend", "api-server-count",
+    "hf-token", "hf-overrides", "otlp-traces-endpoint", "distributed-executor-backend", "api-server-count", "task", "runner",
+    "device", "swap-space", "max-seq-len-to-capture", "max-logprobs", "config-format", "code-revision", "lora-modules",
+    "limit-mm-per-prompt", "mm-processor-kwargs", "override-generation-config", "guided-decoding-backend",
+    "prefix-caching-hash-algo", "kv-events-config", "tool-parser-plugin", "middleware", "ssl-ca-certs", "lora-extra-vocab-size",
+    "chat-template-content-format", "disable-frontend-multiprocessing", "enable-request-id-headers", "disable-fastapi-docs",
+    "enable-server-load-tracking", "enable-force-include-usage", "return-tokens-as-token-ids", "disable-uvicorn-access-log",
+    "enable-prompt-tokens-details", "calculate-kv-scales", "disable-mm-preprocessor-cache", "enable-sleep-mode",
 }  # fmt: skip
-"""Flags that do not change what the engine computes or when."""
+"""Flags that do not change what the engine computes or when (swap space: vLLM V1 never swaps)."""
 
 _VALUELESS = {
     "trust-remote-code", "enable-auto-tool-choice", "disable-log-requests", "enable-log-requests", "disable-log-stats",
+    "disable-frontend-multiprocessing", "enable-request-id-headers", "disable-fastapi-docs", "enable-server-load-tracking",
+    "enable-force-include-usage", "return-tokens-as-token-ids", "disable-uvicorn-access-log", "enable-prompt-tokens-details",
+    "calculate-kv-scales", "disable-mm-preprocessor-cache", "enable-sleep-mode",
 }  # fmt: skip
 
 REFUSED = {
@@ -72,6 +81,13 @@ REFUSED = {
     "kv-transfer-config": "KV transfer between servers is not simulated",
     "max-num-partial-prefills": "concurrent partial prefills are not simulated",
     "kv-cache-memory-bytes": "give --num-gpu-blocks-override in its place",
+    "preemption-mode": "give --preemption in its place",
+    "num-scheduler-steps": "scheduling several steps at once is not simulated",
+    "stream-interval": "outputs sent several tokens at a time are not simulated",
+    "disable-custom-all-reduce": "collectives other than those that were timed are not simulated",
+    "disable-sliding-window": "models run with the attention windows of their config",
+    "decode-context-parallel-size": "context parallelism is not simulated",
+    "enable-eplb": "moving experts between GPUs is not simulated",
 }
 """Flags that change performance in ways that are not simulated, with what to say."""
 
@@ -112,10 +128,11 @@ def imported(text: str) -> Imported:
             settings["model"] = word
             continue
         name, value = _split(word)
-        if name.removeprefix("no-") in SWITCHES:
-            caching = _switch(name, caching)
-        elif name in TURNED_ON:
-            settings[TURNED_ON[name]] = "true"
+        plain = name.removeprefix("no-")
+        if plain in SWITCHES:
+            caching = _switch(plain, caching, on=_is_on(name, value, words))
+        elif plain in TURNED_ON:
+            settings[TURNED_ON[plain]] = str(_is_on(name, value, words)).lower()
         elif name in TAKEN:
             settings |= _setting(name, value if value is not None else _value(name, words))
         elif name in PASSED_OVER:
@@ -150,14 +167,25 @@ def _value(name: str, words: list[str]) -> str:
     return words.pop(0)
 
 
-def _switch(name: str, caching: bool | None) -> bool | None:
-    on = not name.startswith("no-")
-    switch = name.removeprefix("no-")
-    if switch == "enable-prefix-caching":
+def _is_on(name: str, value: str | None, words: list[str]) -> bool:
+    """What a flag without a value says; older servers gave some of them one, true or false."""
+    if value is None and words and words[0].lower() in _TRUTH:
+        value = words.pop(0)
+    if value is not None and (value.lower() not in _TRUTH or name.startswith("no-")):
+        raise ConfigError(f"--vllm-args: --{name}: got {value!r}, expected no value")
+    said = value is None or _TRUTH[value.lower()]
+    return said and not name.startswith("no-")
+
+
+_TRUTH = {"true": True, "false": False}
+
+
+def _switch(name: str, caching: bool | None, *, on: bool) -> bool | None:
+    if name == "enable-prefix-caching":
         return on
     if not on:
         raise ConfigError(
-            f"--vllm-args: --{name}: not simulated; --policy and --engine say how steps are planned"
+            f"--vllm-args: --no-{name}: not simulated; --policy and --engine say how steps are planned"
         )
     return caching
 

@@ -7,7 +7,6 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +141,8 @@ class _Run:
             kv.eviction.attach(kv)
         log.sinks[0].kv_blocks[index] = kv.usable  # type: ignore[attr-defined]  # the first sink is the accounting
         log.usable_blocks[index] = kv.usable
-        kind: Any = Replica
-        if spec.offloading is not None:
-            kind = partial(OffloadingReplica, offload=spec.offloading.build(spec, self._foreseeing))
-        replica: Replica = kind(
+        kind = Replica if spec.offloading is None else OffloadingReplica
+        replica = kind(
             self.env,
             index,
             limits=spec.limits,
@@ -166,6 +163,8 @@ class _Run:
             tape=spec.tape,
             adapters=spec.adapter_slots(),
         )
+        if spec.offloading is not None and isinstance(replica, OffloadingReplica):
+            replica.use(spec.offloading.build(spec, self._foreseeing))
         return replica
 
     def _eviction(self, spec: ReplicaSpec) -> EvictionPolicy | None:

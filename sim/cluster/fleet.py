@@ -82,7 +82,7 @@ class Fleet:
                 replica.seats.parked = {}
                 replica.link = Outlet(replica, copy_s)
             else:
-                replica.seats.swap = replica.link = Inlet(copy_s)  # type: ignore[assignment]  # stands for both
+                replica.seats.swap = replica.link = Inlet(copy_s)
         back = self._router(self.replicas[pools.prefill :], spec.decode_routing or spec.routing)
         return Handoff(self.env, pools, spec.replicas, self.router, back, self._on_dropped)
 

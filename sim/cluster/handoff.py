@@ -180,6 +180,7 @@ class Handoff:
     def submit(self, seq: Sequence) -> bool:
         """A request arrives (now)."""
         if seq.input_tokens + self.back.output_tokens(seq) > self.longest:
+            seq.state = DONE
             self.on_dropped(seq, REJECTED, self.env.now)
             return False
         return self.front.submit(seq)

@@ -112,11 +112,7 @@ class Offloading:
         """The tiers of one replica, empty. `fresh(make)`: a new policy, told what it must know before the run."""
         link_s = self.block_s(spec)
         from_gpu, to_gpu = Channel(link_s, COPY_LATENCY_S), Channel(link_s, COPY_LATENCY_S)
-        tiers = [
-            Tier(
-                "cpu", self._blocks(spec, self.cpu_gib), self._policy(self.eviction, fresh), from_gpu, to_gpu
-            )
-        ]
+        tiers = [Tier("cpu", self.cpu_blocks(spec), self._policy(self.eviction, fresh), from_gpu, to_gpu)]
         if self.ssd_gib is not None:
             read, write, latency_s = SSDS[self.ssd]
             n_bytes = spec.kv_block_bytes * spec.tp * spec.pp
@@ -133,6 +129,10 @@ class Offloading:
                 f"--kv-offloading-size: no host link known of {spec.gpu.name}: give pcie_gb_per_s"
             )
         return spec.kv_block_bytes / rate + self.copy_s
+
+    def cpu_blocks(self, spec: ReplicaSpec) -> int:
+        """KV blocks that host memory holds."""
+        return self._blocks(spec, self.cpu_gib)
 
     def _blocks(self, spec: ReplicaSpec, gib: float) -> int:
         return int(gib * 2**30 / (spec.kv_block_bytes * spec.tp * spec.pp))

@@ -32,7 +32,7 @@ class SlowedCost:
         """Seconds of one step."""
         return self.factor * self.inner.step_s(work)
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Durations of the next pure-decode steps."""
         first_s, delta_s, n = self.inner.leap(work, growth, n_steps)
         return Progression(self.factor * first_s, self.factor * delta_s, n)

@@ -56,7 +56,7 @@ class DataParallelCostModel(RooflineCostModel):
         """None where steps depend on generated tokens: a rank's share of them is not one of the input tokens."""
         return None if self.generated_s else self._lines
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """See `RooflineCostModel.leap`."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)

@@ -44,7 +44,7 @@ class Draft(Protocol):
         """Seconds after the target's pass."""
         ...
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """See `work.CostModel.leap`."""
         ...
 
@@ -60,7 +60,7 @@ class NoDraft:
         """0."""
         return 0.0
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """0, as long as asked."""
         return Progression(0.0, 0.0, n_steps)
 
@@ -91,7 +91,7 @@ class ModelDraft:
         n = work.n_decode
         return StepWork(n_decode=n, context_tokens=work.context_tokens, logits_rows=n)
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Both kinds of pass, while both stay linear."""
         first = self.first.leap(work, growth, n_steps)
         passes = self.n_drafted - 1
@@ -132,7 +132,7 @@ class HeadsDraft:
         self.table.grow(work.n_decode)
         return self.table.seconds[work.n_decode]
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """The same each step."""
         return Progression(self.step_s(work), 0.0, n_steps)
 
@@ -155,7 +155,7 @@ def drafting_engine(engine: EngineProfile) -> EngineProfile:
     """The engine of a draft's passes: the kernels and graphs of the target's, no host time (the step's own covers it)."""
     return replace(
         engine, step_host_s=0.0, step_host_per_seq_s=0.0, prompt_launch_s=0.0, tp_step_host_s=0.0,
-        step_gpu_s=0.0, tp_step_gpu_s=0.0, generated_token_s=0.0, tp_generated_token_s=0.0,
+        step_gpu_s=0.0, tp_step_gpu_s=0.0, generated_token_s=0.0,
     )  # fmt: skip
 
 

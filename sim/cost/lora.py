@@ -104,13 +104,13 @@ class LoraCostModel:
             work.new_tokens, adapters
         )
 
-    def _s(self, tokens: int, adapters: int) -> float:
+    def _s(self, tokens: int, adapters: float) -> float:
         if not adapters:
             return 0.0
         moved = tokens * self.bytes_per_token + adapters * self.bytes_per_adapter
         return self.launch_s + max(tokens * self.flops_per_token / self.flops_per_s, moved / self.bytes_per_s)
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Adapters stay while nobody comes or goes: the same seconds more each step."""
         *contexts, adapters = work.context_tokens
         plain = self.inner.leap(work._replace(context_tokens=tuple(contexts)), growth[:-1], n_steps)

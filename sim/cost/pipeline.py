@@ -122,7 +122,7 @@ class PipelineCostModel:
         """Micro-batches by which the chunks of a prompt of mean length follow its first."""
         return max(-(-tokens // (seqs * self.budget_tokens)) - 1, 0) if seqs else 0
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Rounds of decodes while the slowest stage stays the slowest, and linear."""
         micro = self.micro_batch(work)
         share = micro.n_decode / work.n_decode
@@ -136,7 +136,7 @@ class PipelineCostModel:
         return Progression(self.pp * first.first_s, self.pp * first.delta_s, n)
 
     def _stage_leap(
-        self, stage: Stage, micro: StepWork, growth: tuple[int, ...], n_steps: int
+        self, stage: Stage, micro: StepWork, growth: tuple[float, ...], n_steps: int
     ) -> Progression:
         if stage.last:
             return stage.cost.leap(micro, growth, n_steps)

@@ -6,11 +6,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from math import inf
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stepline.traces.errors import ConfigError, nearest
+from stepline.traces.errors import ConfigError, SteplineError, nearest
 
 from .calibration import Calibration, find_calibration, load_calibration
 from .data_parallel import DataParallelCostModel
@@ -18,6 +20,7 @@ from .datasheet import DatasheetCostModel, datasheet_calibration
 from .registry import registered
 from .roofline import RooflineCostModel, context_column
 from .specs import GpuSpec, ModelSpec
+from .user_code import described, is_ours
 from .work import CostModel, Progression, StepCost, StepWork
 
 ENTRY_POINT_GROUP = "stepline.cost_models"
@@ -104,7 +107,7 @@ class StepwiseCostModel:
         """The plug-in's own warnings, if it has any."""
         return tuple(getattr(self.inner, "warnings", ()))
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """One step: nothing is known about the next one."""
         del growth, n_steps
         return Progression(self.inner.step_s(work), 0.0, 1)
@@ -128,7 +131,7 @@ class StepwiseCostModel:
     def _work(self, columns: Mapping[str, Any], names: list[str], row: int) -> StepWork:
         plain: dict[str, Any] = {name: _number(columns[name][row]) for name in names}
         contexts = tuple(_number(columns[context_column(w)][row]) for w in range(self.n_windows))
-        return StepWork(**plain, context_tokens=contexts)  # type: ignore[arg-type]  # a leap's mean may be fractional
+        return StepWork(**plain, context_tokens=contexts)
 
 
 def _number(value: Any) -> int | float:
@@ -184,7 +187,30 @@ def _factory(name: str) -> Callable[..., Any]:
         sys.path.pop(0)
     if not callable(found):
         raise ConfigError(f"cost model {name!r}: got {type(found).__name__}, expected a class")
-    return found  # type: ignore[no-any-return]  # checked to be callable
+    return _checked(found) if inspect.isclass(found) and not is_ours(found) else found
+
+
+def _checked(cls: type[Any]) -> type[Any]:
+    """A subclass of a user's class whose `step_s` answers in seconds; what it raises is told by the user's own line."""
+    if not callable(getattr(cls, "step_s", None)):
+        return cls
+    home = inspect.getfile(cls)
+
+    def step_s(self: Any, work: StepWork) -> Any:
+        try:
+            seconds = cls.step_s(self, work)
+        except SteplineError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"cost model {cls.__name__}: {described(error, home)}") from error
+        if isinstance(seconds, Real) and 0.0 < float(seconds) < inf:
+            return seconds
+        raise ConfigError(
+            f"cost model {cls.__name__}: step_s: got {seconds!r}, expected seconds > 0 for {work}"
+        )
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {"step_s": step_s, **names})
 
 
 def _accepted(

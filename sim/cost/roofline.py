@@ -127,11 +127,11 @@ class RooflineCostModel:
         self._host_per_seq_s = engine.step_host_per_seq_s
         self._prompt_launches_s = self.launches * engine.prompt_launch_s
         self._overlap = engine.host_overlaps_gpu
-        self.generated_s = engine.generated_token_s + (engine.tp_generated_token_s if tp > 1 else 0.0)
+        self.generated_s = engine.generated_token_s
         if self._overlap:
             self._host_s += self._launch_s
         self._joined = engine.varlen_attention
-        self._chunk_s: dict[tuple[int, int, int, int, bool], float] = {}
+        self._chunk_s: dict[tuple[int, int, float, float, bool], float] = {}
         self._lines = DecodeLines(self._decode_lines)
         self._one_window = self._decode[0].segments if len(self._decode) == 1 else None
 
@@ -195,7 +195,7 @@ class RooflineCostModel:
                 total += self._chunk_attention_s(chunks) if seconds is None else seconds
         return total
 
-    def _chunk_attention_s(self, chunks: tuple[int, int, int, int, bool]) -> float:
+    def _chunk_attention_s(self, chunks: tuple[int, int, float, float, bool]) -> float:
         """Attention seconds of the chunks of a step, to be remembered: those of a trace repeat.
 
         The last of `chunks`: whether they share the launches of the step's decodes.
@@ -205,7 +205,7 @@ class RooflineCostModel:
         seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
         return seconds
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)

@@ -26,6 +26,12 @@ RANDOM_BYTES, RANDOM_LAUNCHES = 42.0, 7
 vLLM V1 `Sampler.forward` and `random_sample`, counted at fp32."""
 
 
+PENALTY_BYTES, PENALTY_LAUNCHES = 85.0, 13
+"""Counts of prompt and of output tokens in int64 (zeroed 8, read for the mask 8, mask 1: twice), the repetition kernel (logits
+in and out 8, masks 2), frequency (counts 8, product 4, difference 12) and presence (mask 1, product 4, difference 12), whose
+factors are 0 but multiplied all the same: vLLM V1 `apply_penalties` (`model_executor/layers/utils.py`)."""
+
+
 def sampling_of(model: str) -> Sampling:
     """Sampling defaults that a model's repository ships in `generation_config.json`; engines of the vLLM family apply
     them to requests that state none. Neutral (temperature 1, nothing truncated) for models without such a file."""
@@ -78,13 +84,20 @@ class SamplerPart:
     def launches(self) -> int:
         """Kernels a step; a sort for top-p or top-k is one more, its scan another."""
         drawn = GREEDY_LAUNCHES if self.sampling.temperature == 0.0 else RANDOM_LAUNCHES
-        return drawn + (2 if self.sampling.truncated else 0)
+        return (
+            drawn
+            + (2 if self.sampling.truncated else 0)
+            + (PENALTY_LAUNCHES if self.sampling.penalised else 0)
+        )
 
     def split(self, tokens: Array) -> Split:
         """See `token_costs.Part.split`; `tokens` are rows."""
         greedy = self.sampling.temperature == 0.0
-        bytes_ = tokens * self.vocab * (GREEDY_BYTES if greedy else RANDOM_BYTES)
+        per_logit = GREEDY_BYTES if greedy else RANDOM_BYTES
         launches = GREEDY_LAUNCHES if greedy else RANDOM_LAUNCHES
+        if self.sampling.penalised:
+            per_logit, launches = per_logit + PENALTY_BYTES, launches + PENALTY_LAUNCHES
+        bytes_ = tokens * self.vocab * per_logit
         split = forms.elementwise(bytes_, launches, self.fit.constants, self.gpu)
         if self.sampling.truncated:
             split["latency"] = split["latency"] + self.vocab * self.engine.truncation_per_vocab_s

@@ -23,12 +23,12 @@ def largest_share(work: StepWork, parts: int, pieces: int) -> StepWork:
     return StepWork(
         math.ceil(tokens * of_chunks),
         -(-seqs // parts),
-        pairs * of_chunks,  # type: ignore[arg-type]  # a share of a sum may be fractional
-        kv_tokens * of_chunks,  # type: ignore[arg-type]  # same
+        pairs * of_chunks,
+        kv_tokens * of_chunks,
         decodes,
-        tuple([context * of_decodes for context in contexts]),  # type: ignore[misc]  # same
+        tuple([context * of_decodes for context in contexts]),
         decodes - (n - rows) // parts,
-        generated * of_decodes,  # type: ignore[arg-type]  # same
+        generated * of_decodes,
     )
 
 

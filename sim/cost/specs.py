@@ -65,6 +65,11 @@ class Sampling:
         """Whether only the likeliest tokens may be drawn, which takes a sort of the logits."""
         return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0)
 
+    @property
+    def penalised(self) -> bool:
+        """Whether logits of tokens that have occurred are changed, which takes counts over the whole vocabulary."""
+        return self.repetition_penalty != 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -168,7 +173,6 @@ class EngineProfile:
     step_gpu_s              GPU seconds of each step outside the model: input preparation, copies, small launches
     tp_step_gpu_s           the same, extra when TP > 1 (the GPUs of a step wait for the slowest)
     generated_token_s       host seconds of each step, not hidden, a token that its sequences have generated so far
-    tp_generated_token_s    the same, extra when TP > 1
     serving_kernels         price GEMMs and decode attention as timed with operands in memory, not in L2
     varlen_attention        prompt chunks and decodes of a step share one attention launch a layer
     moe_skew                exponent of the experts' popularity in served traffic (see `operators.distinct_experts`)
@@ -180,6 +184,8 @@ class EngineProfile:
     eager_launch_s          host seconds of a kernel launch outside a CUDA graph (`--enforce-eager`)
     kv_layer_copy_s         what sending or taking in one layer of one request's KV adds to a step, with a connector that works
                             inside the forward pass (see `cluster.handoff.Disaggregation`)
+    store_scan_s            host seconds of each step a sequence whose KV finds no room in the pool in host memory, and a block
+                            of that pool (see `storing.StoringCostModel`)
     memory                  version whose memory constants hold, see `cost.memory_constants`
     """
 
@@ -199,7 +205,6 @@ class EngineProfile:
     step_gpu_s: float = 0.0
     tp_step_gpu_s: float = 0.0
     generated_token_s: float = 0.0
-    tp_generated_token_s: float = 0.0
     serving_kernels: bool = False
     varlen_attention: bool = False
     moe_skew: float = 0.0
@@ -210,6 +215,7 @@ class EngineProfile:
     tp_output_delay_s: float = 0.0
     eager_launch_s: float = 0.0
     kv_layer_copy_s: float = 0.0
+    store_scan_s: float = 0.0
     defaults: dict[str, float | int | str | bool] = field(default_factory=dict)
     memory: str = "vllm-0.19"
     source: str = ""

@@ -37,7 +37,7 @@ class SpeculativeCostModel:
         """Seconds of one step."""
         return self.target.step_s(self._verified(work)) + self.draft.step_s(work)
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Steps while both the target's time and the draft's are linear."""
         target = self.target.leap(self._verified(work), growth, n_steps)
         draft = self.draft.leap(work, growth, target.n)

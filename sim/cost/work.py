@@ -26,16 +26,18 @@ class StepWork(NamedTuple):
                        model: `context_tokens[i]` goes with `ModelSpec.attention_windows[i]` (one entry for most)
     logits_rows        rows through the LM head
     generated_tokens   Σ tokens that the decodes have emitted so far: their context less their input
+
+    Sums that are floats may be means: of a share of a step, or where what a step emits is drawn.
     """
 
     prefill_tokens: int = 0
     prefill_seqs: int = 0
-    attention_pairs: int = 0
-    prefill_kv_tokens: int = 0
+    attention_pairs: float = 0
+    prefill_kv_tokens: float = 0
     n_decode: int = 0
-    context_tokens: tuple[int, ...] = (0,)
+    context_tokens: tuple[float, ...] = (0,)
     logits_rows: int = 0
-    generated_tokens: int = 0
+    generated_tokens: float = 0
 
     @property
     def new_tokens(self) -> int:
@@ -93,7 +95,7 @@ class CostModel(Protocol):
         """Seconds of one step, > 0."""
         ...
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Durations of the next pure-decode steps, of which `work` is the first.
 
         `growth[i]`: by how much `work.context_tokens[i]` grows each step (`work.generated_tokens` grows by

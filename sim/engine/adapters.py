@@ -131,7 +131,7 @@ class AdapterDecodeSet(DecodeSet):
         super().__init__(block_size, windows)
         self.grows_evenly = False
 
-    def context_tokens(self) -> tuple[int, ...]:
+    def context_tokens(self) -> tuple[float, ...]:
         """See `DecodeSet.context_tokens`."""
         return (*super().context_tokens(), self.adapters.active)
 
@@ -139,6 +139,6 @@ class AdapterDecodeSet(DecodeSet):
         """Of a step in which nobody decodes."""
         return (*super().no_context(), self.adapters.active)
 
-    def growth(self) -> tuple[int, ...]:
+    def growth(self) -> tuple[float, ...]:
         """See `DecodeSet.growth`; adapters come and go with sequences only."""
         return (*super().growth(), 0)

@@ -57,6 +57,7 @@ class WatchedEviction:
     """
 
     ignores_inserts = False  # whatever the inner policy does: lives begin with them
+    queue = None  # nor may a cache go past it to the inner policy's
 
     def __init__(self, inner: EvictionPolicy, log: BlockLog) -> None:
         self._inner = inner

@@ -181,7 +181,8 @@ class PreemptionPolicy(Protocol):
     """Chooses who gives way when KV blocks run out.
 
     It may have `mode` ("recompute", the default, or "swap") and, for swapping, `swap_gib`, `copy_s`, `overlap`: see
-    `policies.preemption.base.VictimRule`.
+    `policies.preemption.base.VictimRule`. `lets_finish = True`: whoever was admitted first is its choice only when alone;
+    without it, batching policies keep the prompt that has run longest out of the candidates while there are others.
     """
 
     def victim(self, view: Any, candidates: Iterable[Sequence], blocks_needed: int) -> Sequence | None:
@@ -204,6 +205,8 @@ class EvictionPolicy(Protocol):
     `leaves_only = True`: a segment that a cached one continues is never the victim (tiers below the GPU ask: what is
     being read there keeps all that it continues).
     `ignores_inserts = True`: `on_insert` does nothing, and need not be called.
+    `queue`: an `OrderedDict` of the evictable segments, next victim first, that a cache may use itself: a released
+    segment goes to its end, a hit one is taken out, the first is evicted, and the methods do nothing else.
     `head_first = True`: a cache-only replay (`simulate trace reuse`) hands it a prompt's blocks head first, the order
     of computation; else tail first, the order of release.
     """

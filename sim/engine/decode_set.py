@@ -176,7 +176,7 @@ class DecodeSet:
 
     # -- what a step needs ------------------------------------------------------------------------------------------
 
-    def context_tokens(self) -> tuple[int, ...]:
+    def context_tokens(self) -> tuple[float, ...]:
         """Context of the next step, per attention window."""
         full = self.offsets + self.n * (self.counter + 1)
         return self._per_window(full) if self.capped else (full,)
@@ -185,7 +185,7 @@ class DecodeSet:
         """Context of a step in which nobody decodes, per attention window."""
         return (0,) * len(self.windows)
 
-    def generated_tokens(self) -> int:
+    def generated_tokens(self) -> float:
         """Tokens that the rows have emitted before the next step."""
         return self.offsets + self.n * (self.counter + 1) - self.inputs
 
@@ -193,7 +193,7 @@ class DecodeSet:
         capped = iter(self.capped)
         return tuple([full if w is None else next(capped).context_at(self.counter) for w in self.windows])
 
-    def growth(self) -> tuple[int, ...]:
+    def growth(self) -> tuple[float, ...]:
         """By how much each context grows per step."""
         if not self.capped:
             return (self.n,)

@@ -20,6 +20,7 @@ from stepline.traces.errors import ConfigError, InvariantError
 from .segment import Segment
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
     from collections.abc import Iterable
 
     from .contracts import EvictionPolicy
@@ -97,6 +98,7 @@ class KVCache:
         )
         self._on_admit = getattr(eviction, "on_admit", None)
         self._expired = getattr(eviction, "expired", None)
+        self._queue: OrderedDict[Segment, None] | None = getattr(eviction, "queue", None)
         self.private_keys = 0
         self.evicted_blocks = 0
         self.hit_tokens = 0
@@ -114,6 +116,7 @@ class KVCache:
         )
         self._on_admit = getattr(eviction, "on_admit", None)
         self._expired = getattr(eviction, "expired", None)
+        self._queue = getattr(eviction, "queue", None)
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -149,16 +152,21 @@ class KVCache:
 
     def _match(self, seq: Sequence, ids: tuple[int, ...]) -> Match:
         cap = (seq.prompt_tokens - 1) // self.block_size
-        index, ends = self.index, seq.hash_ends
+        find, ends = self.index.get, seq.hash_ends
         segments: list[Segment] = []
         hit = pins = next_id = used = 0
         for next_id, (key, end) in enumerate(zip(ids, ends, strict=True)):  # noqa: B007 - where it stopped matters
             if hit == end:
                 continue
-            if hit >= cap or (segment := index.get(key)) is None:
+            if hit >= cap or (segment := find(key)) is None:
                 break
             segments.append(segment)
             blocks = segment.blocks
+            if hit + blocks == end <= cap:  # whole, as most are
+                hit, used = end, blocks
+                if not segment.refs:
+                    pins += blocks
+                continue
             used = (end if end < cap else cap) - hit  # a token must be left to compute
             if blocks < used:
                 used = blocks
@@ -201,6 +209,9 @@ class KVCache:
         self.version += 1
         self.evicted_blocks += blocks
         self.evictable -= blocks
+        if self._queue is not None and self.below is None:
+            self._evict_first(self._queue, blocks)
+            return
         victim, on_evict, index, below = eviction.victim, eviction.on_evict, self.index, self.below
         while blocks > 0:
             segment = victim()
@@ -215,6 +226,23 @@ class KVCache:
             on_evict(segment)
             if segment.key is not None:
                 del index[segment.key]
+
+    def _evict_first(self, queue: OrderedDict[Segment, None], blocks: int) -> None:
+        """The same from the front of a queue, which asks nobody: most evictions are of whole segments."""
+        index, next_one = self.index, queue.popitem
+        while blocks > 0:
+            segment, _ = next_one(False)
+            left = segment.blocks - blocks
+            if left > 0:
+                segment.blocks = left
+                queue[segment] = None
+                queue.move_to_end(segment, last=False)
+                return
+            blocks = -left
+            segment.blocks = 0
+            key = segment.key
+            if key is not None:
+                del index[key]
 
     def _expire(self) -> None:
         """Drop content whose time is over (for policies that give it one)."""
@@ -265,24 +293,34 @@ class KVCache:
         """Pin cached segments, which is a use of each."""
         if self.eviction is None:
             return
-        on_hit, now_s = self.eviction.on_hit, self.clock.now_s
+        on_hit, queue, now_s = self.eviction.on_hit, self._queue, self.clock.now_s
+        evictable = self.evictable
         for segment in segments:
-            on_hit(segment, now_s)
+            if queue is None:
+                on_hit(segment, now_s)
             if not segment.refs:
-                self.evictable -= segment.blocks
+                evictable -= segment.blocks
+                if queue is not None:
+                    del queue[segment]
             segment.refs += 1
+        self.evictable = evictable
         self.version += 1
 
     def unhold(self, segments: Iterable[Segment]) -> None:
         """Let go of pinned segments, in this order."""
         if self.eviction is None:
             return
-        on_release, now_s = self.eviction.on_release, self.clock.now_s
+        on_release, queue, now_s = self.eviction.on_release, self._queue, self.clock.now_s
+        evictable = self.evictable
         for segment in segments:
-            segment.refs -= 1
-            if not segment.refs:
-                self.evictable += segment.blocks
-                on_release(segment, now_s)
+            refs = segment.refs = segment.refs - 1
+            if not refs:
+                evictable += segment.blocks
+                if queue is None:
+                    on_release(segment, now_s)
+                else:
+                    queue[segment] = None
+        self.evictable = evictable
         self.version += 1
 
     def insert(self, segment: Segment) -> None:
@@ -323,10 +361,21 @@ class KVCache:
         i = seq.next_id
         start = ends[i - 1] if i else 0
         n, now_s, parent = len(ids), self.clock.now_s, held[-1] if held else None
-        while i < n:
+        if segment is not None:  # begun before: it grows
             end = ends[i]
-            if segment is None and start < end <= full:  # most ids: a whole new segment
-                if path + grown <= start and (key := ids[i]) not in index:
+            whole = end if end < full else full
+            grown = whole - start - segment.blocks
+            segment.blocks = whole - start
+            if end <= full:
+                segment, start = None, end
+                i += 1
+        if (
+            segment is None and path + grown <= start
+        ):  # most ids: a whole new segment, or somebody else has it
+            for key, end in zip(ids[i:], ends[i:], strict=True):
+                if end > full:
+                    break
+                if start < end and key not in index:
                     parent = index[key] = Segment(key, end - start, start, seq, parent)
                     held.append(parent)  # type: ignore[union-attr]  # admitted with ids: a list
                     grown += end - start
@@ -334,16 +383,14 @@ class KVCache:
                         on_insert(parent, now_s)
                 start = end
                 i += 1
-                continue
+        while segment is None and i < n:
+            end = ends[i]
             if start >= full and end > start:
                 break
             whole = end if end < full else full
-            if segment is not None:  # begun before: it grows
-                grown += whole - start - segment.blocks
-                segment.blocks = whole - start
-            elif whole > start and path + grown <= start and ids[i] not in index:
+            if whole > start and path + grown <= start and ids[i] not in index:
                 key = ids[i]
-                segment = index[key] = Segment(key, whole - start, start, seq, parent)
+                parent = segment = index[key] = Segment(key, whole - start, start, seq, parent)
                 held.append(segment)  # type: ignore[union-attr]  # admitted with ids: a list
                 grown += whole - start
                 if on_insert is not None:

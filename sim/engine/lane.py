@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from ..cost.work import StepWork
 from .contracts import Plan
-from .sequence import PREFILLING, WAITING
+from .sequence import PREFILLING, WAITING, Sequence
 from .step_log import pack_row
 
 if TYPE_CHECKING:
     from .replica import Replica
-    from .sequence import Sequence
 
 ROUNDS = range(64)
 """Steps and leaps taken at a time, so that the step log is handed on and who watches a run sees it go on."""
@@ -29,7 +28,8 @@ UNDERWAY = Plan([])
 """Answer of `glide`: a step is in progress."""
 DECODE_ALL = Plan([])
 """Everybody decodes: the plan of any policy while nobody waits."""
-NOBODY: Sequence = None  # type: ignore[assignment]  # in a leap, whose chunk it is is not asked
+NOBODY = Sequence(-1, 0.0, 0.0, 0, 0)
+"""Whose chunk it is in a leap, where nobody asks."""
 new_tuple = tuple.__new__  # makes a named tuple in a third of the time
 
 
@@ -150,7 +150,7 @@ def glide(r: Replica) -> Plan | None:
                     limit = heard
                     end = start + limit * first + delta * (limit * (limit - 1) // 2)
             if not start < end < r.horizon_s:
-                r.context = context
+                r.context = float(context)
                 r.set_out(DECODE_ALL, first, delta, limit, end, mixed=False)
                 return UNDERWAY
             if leaving:

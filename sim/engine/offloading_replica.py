@@ -22,8 +22,8 @@ class OffloadingReplica(Replica):
 
     __slots__ = ("fetcher",)
 
-    def __init__(self, *args: Any, offload: Offload, **parts: Any) -> None:
-        super().__init__(*args, **parts)
+    def use(self, offload: Offload) -> None:
+        """Put these tiers behind the pool, before anything happens."""
         self.fetcher = Fetcher(offload, self.kv, self.price)
         self.kv.below = offload
         offload.clock = self

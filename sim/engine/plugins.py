@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 
-from stepline.traces.errors import ConfigError, nearest
+from stepline.traces.errors import ConfigError, SteplineError, nearest
 
 from ..cost.registry import registered
+from ..cost.user_code import described, load_class
+from .guard import check_members, guarded
 
 FLAGS = {
     "stepline.batch_policies": "--policy",
@@ -100,12 +98,12 @@ def load_plugin_class(group: str, target: str) -> type[Any]:
     """The class behind a registered name or `module:Class`. Raises `ConfigError`, with the nearest name."""
     flag = FLAGS.get(group, group)
     if ":" in target:
-        return _class_at(target, flag)
+        return guarded(load_class(target, flag), group)
     known = plugin_names(group)
     if target not in known:
         raise ConfigError(f"{flag}: unknown name {target!r}{nearest(target, known)}; or give module:Class")
     cls: type[Any] = known[target].load()
-    return cls
+    return guarded(cls, group)
 
 
 def plugin_factory(group: str, text: str, **kwargs: object) -> Callable[[], Any]:
@@ -122,9 +120,15 @@ def plugin_factory(group: str, text: str, **kwargs: object) -> Callable[[], Any]
 
     def build() -> Any:
         try:
-            return cls(**parameters)
+            plugin = cls(**parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{flag} {text}: {error}") from error
+        except SteplineError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{flag} {text}: {described(error)}") from error
+        check_members(plugin, group, f"{flag} {text}")
+        return plugin
 
     return build
 
@@ -139,7 +143,7 @@ def load_plugin(group: str, text: str, **kwargs: object) -> Any:
 
 
 def _check_parameters(cls: type[Any], parameters: Mapping[str, object], where: str) -> None:
-    accepted = inspect.signature(cls).parameters.values()
+    accepted = list(inspect.signature(cls).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in accepted):
         return
     names = [p.name for p in accepted if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -147,44 +151,24 @@ def _check_parameters(cls: type[Any], parameters: Mapping[str, object], where: s
         if name not in names:
             hint = nearest(name, names) if names else " (it takes none)"
             raise ConfigError(f"{where}: unknown parameter {name!r}{hint}")
+    for p in accepted:
+        if p.name in parameters:
+            _check_kind(p.name, parameters[p.name], str(p.annotation), where)
 
 
-def _class_at(target: str, flag: str) -> type[Any]:
-    module_name, _, class_name = target.partition(":")
-    module = _import(module_name, flag)
-    found = getattr(module, class_name, None)
-    if not inspect.isclass(found):
-        classes = [
-            n for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module.__name__
-        ]
-        raise ConfigError(
-            f"{flag} {target}: no class {class_name!r} in {module_name}{nearest(class_name, classes)}"
-        )
-    return found
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
+"""Annotations of parameters that text can be checked against."""
 
 
-def _import(name: str, flag: str) -> Any:
-    """Import a module by dotted name (the current directory counts) or a file by its path."""
-    if name.endswith(".py"):
-        return _import_file(Path(name), flag)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise ConfigError(f"{flag} {name}: import failed: {error}") from error
-        raise ConfigError(f"{flag}: no module {name!r} installed or in {Path.cwd()}") from error
-    finally:
-        sys.path.pop(0)
-
-
-def _import_file(path: Path, flag: str) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{flag}: no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{flag}: {str(path)!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def _check_kind(name: str, value: object, annotation: str, where: str) -> None:
+    """Refuse text where a number is wanted; classes without annotations check for themselves."""
+    kind, _, absent = annotation.partition(" | ")
+    if kind not in _KINDS or (value is None and absent == "None"):
+        return
+    kinds, expected = _KINDS[kind]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ConfigError(f"{where}: {name}: got {value!r}, expected {expected}")

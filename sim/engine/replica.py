@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from .kv_cache import KVCache
     from .life_log import LifeLog
     from .step_log import GapLog, StepLog
-    from .swap import StepLink, SwapSpace
+    from .swap import KvStore, StepLink
 
+LANE_IS_OPEN = True
+"""Whether replicas that can use the fast lane do; a test closes it."""
 AT_A_TIME = 1 << 14
 """Bytes of the step log written at a time where nothing else happens, so that who watches a run sees it go on."""
 
@@ -81,7 +83,7 @@ class Replica:
         gap_log: GapLog,
         on_done: OnDone,
         admission: AdmissionPolicy | None = None,
-        swap: SwapSpace | None = None,
+        swap: KvStore | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
         tape: AcceptanceTape | None = None,
@@ -127,11 +129,13 @@ class Replica:
         grows_evenly = self.decode.grows_evenly
         self.lines: Any = getattr(cost_model, "decode_lines", None) if grows_evenly else None
         self.generated_s: float = getattr(cost_model, "generated_s", 0.0)
-        self.glides = self.lines is not None and self.decode.plain and swap is None and not seats.pads
+        self.glides = (
+            LANE_IS_OPEN and self.lines is not None and self.decode.plain and swap is None and not seats.pads
+        )
         self.mixes = self.glides and compression is None
         self.no_growth = () if grows_evenly else (0,) * len(self.decode.growth())
-        self.context = 0
-        self.windowed: tuple[int, ...] = ()
+        self.context = 0.0
+        self.windowed: tuple[float, ...] = ()
         self.start_s = self.end_s = 0.0
         self.first_s = self.delta_s = 0.0
         self.n_steps = 0
@@ -238,11 +242,11 @@ class Replica:
         n, pairs = decode.n, c * (2 * end - c + 1) // 2
         if decode.plain:
             context = decode.offsets + n * (decode.counter + 1)
-            contexts: tuple[int, ...] = (context,)
-            generated = context - decode.inputs
+            work = new_tuple(StepWork, (c, int(c > 0), pairs, end, n, (context,), n, context - decode.inputs))
         else:
             contexts, generated = decode.context_tokens(), decode.generated_tokens()
-        return self.cost.step_s(new_tuple(StepWork, (c, int(c > 0), pairs, end, n, contexts, n, generated)))
+            work = new_tuple(StepWork, (c, int(c > 0), pairs, end, n, contexts, n, generated))
+        return self.cost.step_s(work)
 
     def steps_done(self) -> int:
         """Steps of the leap in progress that have ended by now."""
@@ -441,7 +445,8 @@ class Replica:
         decode, start = self.decode, self.now_s
         if self.lines is not None:
             n = decode.n
-            self.context = context = decode.offsets + n * (decode.counter + 1)
+            context = decode.offsets + n * (decode.counter + 1)
+            self.context = float(context)
             ends, pieces = self.lines[n]
             piece = bisect_left(ends, context) if context > ends[0] else 0
             fixed, slope = pieces[piece]
@@ -504,7 +509,7 @@ class Replica:
         if n:
             contexts, generated = decode.context_tokens(), decode.generated_tokens()
         else:
-            contexts, generated = decode.no_context(), 0
+            contexts, generated = decode.no_context(), 0.0
         self.work = work = new_tuple(
             StepWork, (total, len(chunks), pairs // 2, kv_tokens, n, contexts, rows, generated)
         )

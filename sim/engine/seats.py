@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .contracts import BatchPolicy, KvCompression, WaitingQueue
     from .kv_cache import KVCache, Match
     from .step_log import GapLog
-    from .swap import SwapSpace
+    from .swap import KvStore
 
 OnDone = Callable[[Sequence, int, float, int, int], None]
 """`on_done(seq, replica, time_s, output_tokens, status)`: a request has ended; the time is at the client."""
@@ -73,7 +73,7 @@ class Seats:
         gap_log: GapLog,
         on_done: OnDone,
         fail: Callable[[Sequence, str], NoReturn],
-        swap: SwapSpace | None = None,
+        swap: KvStore | None = None,
         compression: KvCompression | None = None,
         life_log: LifeLog | None = None,
         tape: AcceptanceTape | None = None,

@@ -31,10 +31,10 @@ class SpeculativeDecodeSet(DecodeSet):
     A member's path is drawn when it joins: its steps, its tokens and blocks after each are exact. The sum of contexts
     takes each member to emit evenly over its steps, so that it stays linear between changes; its mean is exact.
 
-    borders[j]  blocks that the j-th next step opens: a calendar, of at least one step
+    calendar[j] blocks that the j-th next step opens; `borders` is its first entry
     """
 
-    __slots__ = ("base", "paths", "rate", "tape", "width")
+    __slots__ = ("base", "calendar", "paths", "rate", "tape", "width")
 
     def __init__(self, block_size: int, tape: AcceptanceTape) -> None:
         self.tape = tape
@@ -46,7 +46,8 @@ class SpeculativeDecodeSet(DecodeSet):
     def clear(self) -> None:
         """Drop every row."""
         super().clear()
-        self.borders: deque[int] = deque([0])  # type: ignore[assignment]  # read at index 0 (`cycle` is 1)
+        self.borders = [0]  # `cycle` is 1
+        self.calendar: deque[int] = deque()
         self.paths: dict[Sequence, Path] = {}
         self.base = self.rate = 0.0
 
@@ -60,7 +61,7 @@ class SpeculativeDecodeSet(DecodeSet):
         self.paths[seq] = path
         self._count(path, 1)
         if grows:
-            self.borders.extend([0] * (path.steps - len(self.borders)))
+            self.calendar.extend([0] * (path.steps - len(self.calendar)))
             self._open(path, 0, 1)
             self.n_growing += self.width
 
@@ -86,7 +87,11 @@ class SpeculativeDecodeSet(DecodeSet):
         """Enter (or strike out) the blocks that a path opens in steps after `done`."""
         for step in self._openings(path):
             if step >= done:
-                self.borders[step - done] += by
+                self.calendar[step - done] += by
+        self._turn()
+
+    def _turn(self) -> None:
+        self.borders[0] = self.calendar[0] if self.calendar else 0
 
     def _openings(self, path: Path) -> Iterator[int]:
         """Steps of the path (0: its first) in which a block is opened, once for each block."""
@@ -107,7 +112,7 @@ class SpeculativeDecodeSet(DecodeSet):
     def opens_block(self, seq: Sequence) -> bool:
         """Whether a member's next step takes a new block."""
         path = self.paths[seq]
-        return self.counter - path.counter in self._openings(path)
+        return self.counter - path.counter in list(self._openings(path))
 
     def generated(self, seq: Sequence, output_tokens: int) -> int:
         """Tokens that a member has emitted, given how many it will emit in all."""
@@ -116,27 +121,27 @@ class SpeculativeDecodeSet(DecodeSet):
 
     # -- what a step needs ------------------------------------------------------------------------------------------
 
-    def context_tokens(self) -> tuple[int, ...]:
+    def context_tokens(self) -> tuple[float, ...]:
         """Keys that the next verification reads, those of the drafted tokens included."""
         held = self.base + self.rate * self.counter
-        return (held + self.n * self.width,)  # type: ignore[return-value]  # a sum of means
+        return (held + self.n * self.width,)
 
-    def generated_tokens(self) -> int:
+    def generated_tokens(self) -> float:
         """In the mean over the members' paths, see `DecodeSet.generated_tokens`."""
         held = self.base + self.rate * self.counter
-        return held + self.n - self.inputs  # type: ignore[return-value]  # a sum of means
+        return held + self.n - self.inputs
 
-    def growth(self) -> tuple[int, ...]:
+    def growth(self) -> tuple[float, ...]:
         """Tokens that a step emits, in the mean over the members' paths."""
-        return (self.rate,)  # type: ignore[return-value]  # a sum of means
+        return (self.rate,)
 
     def blocks_in(self, n_steps: int) -> int:
         """New KV blocks that the next `n_steps` steps open."""
-        return sum(islice(self.borders, n_steps))
+        return sum(islice(self.calendar, n_steps))
 
     def steps_within(self, free_blocks: int, limit: int) -> int:
         """The most steps (<= limit) whose new blocks fit into `free_blocks` (negative: none)."""
-        for steps, opened in enumerate(islice(self.borders, limit)):
+        for steps, opened in enumerate(islice(self.calendar, limit)):
             free_blocks -= opened
             if free_blocks < 0:
                 return steps
@@ -146,9 +151,8 @@ class SpeculativeDecodeSet(DecodeSet):
 
     def advance(self, n_steps: int, end_s: float) -> bool:
         """See `DecodeSet.advance`."""
-        borders = self.borders
-        for _ in range(min(n_steps, len(borders))):
-            borders.popleft()
-        if not borders:
-            borders.append(0)
+        calendar = self.calendar
+        for _ in range(min(n_steps, len(calendar))):
+            calendar.popleft()
+        self._turn()
         return super().advance(n_steps, end_s)

@@ -20,6 +20,27 @@ class StepLink(Protocol):
         ...
 
 
+class KvStore(Protocol):
+    """Where the KV of a sequence that has left its seat may go, and what the next step then waits for."""
+
+    @property
+    def link(self) -> StepLink:
+        """The way there and back."""
+        ...
+
+    def put(self, blocks: int, /) -> bool:
+        """Take in `blocks`; False (and nothing happens): the sequence is recomputed later."""
+        ...
+
+    def take(self, blocks: int, /) -> None:
+        """Give `blocks` back to the GPU."""
+        ...
+
+    def drop(self, blocks: int, /) -> None:
+        """Forget `blocks`: their sequence has been aborted."""
+        ...
+
+
 class HostLink:
     """Transfers between GPU and host that a replica's next step has to wait for.
 

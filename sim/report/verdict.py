@@ -116,7 +116,10 @@ def verdict(result: RunResult, summary: Mapping[str, Any]) -> Verdict:
             state, shares["idle"], f"{_NAMES[top]} bounds {busy_frac:.0%} of the busy GPU time"
         ),
         because=_facts(summary, state, result.config),
-        try_first=tuple(text for text in _advice(top, state) if not _is_done(text, result.config)),
+        try_first=(
+            *_for_long_ones(summary["requests"], result.config),
+            *[text for text in _advice(top, state) if not _is_done(text, result.config)],
+        ),
     )
 
 
@@ -125,6 +128,7 @@ class _State:
     """What the queueing side of a run looks like. `seats`: most sequences running at once, per replica."""
 
     idle: bool
+    unserved: bool
     overloaded: bool
     kv_short: bool
     seats_taken: bool
@@ -144,7 +148,8 @@ class _State:
         short = (peak >= FULL_FRAC and preempted) or (overloaded and not taken and peak >= RESERVED_FRAC)
         idle = summary["time_frac"]["idle"] > IDLE_FRAC and not overloaded
         reserves = str(result.config.get("policy", "")).partition(":")[0] in _RESERVING
-        return cls(idle, overloaded, short, taken, seats, limit, reserves)
+        unserved = not summary["requests"]["completed"]
+        return cls(idle, unserved, overloaded, short, taken, seats, limit, reserves)
 
 
 def is_overloaded(result: RunResult) -> bool:
@@ -170,6 +175,8 @@ def is_overloaded(result: RunResult) -> bool:
 
 
 def _headline(state: _State, idle_frac: float, steps: str) -> str:
+    if state.unserved:
+        return "No request was completed."
     if state.overloaded:
         room = f"no KV room for more sequences{_RESERVED if state.reserves else ''}"
         cause = room if state.kv_short else steps
@@ -208,12 +215,8 @@ _OTHER_REASONS = ("admission", "fleet", "disaggregate", "failures")
 def _lost(requests: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """How many requests got no answer, and why."""
     facts = []
-    length, blocks, size = (config.get(key) for key in ("max_model_len", "kv_blocks", "block_size"))
-    why = ""
-    if length and blocks and size and not any(config.get(key) for key in _OTHER_REASONS):
-        room = blocks * size
-        limit = f"--max-model-len {length:,}" if length <= room else f"the KV cache of {room:,} tokens"
-        why = f": longer than {limit}"
+    limit = _length_limit(config)
+    why = f": longer than {limit}" if limit else ""
     if requests["rejected"]:
         facts.append(
             f"{counted(requests['rejected'], 'request', of=requests['submitted'])} {_were(requests['rejected'])} rejected{why}"
@@ -221,6 +224,26 @@ def _lost(requests: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     if requests["timed_out"]:
         facts.append(f"{counted(requests['timed_out'], 'request', of=requests['submitted'])} timed out")
     return facts
+
+
+def _length_limit(config: Mapping[str, Any]) -> str:
+    """What a rejected request was too long for ("": it may have been rejected for something else)."""
+    length, blocks, size = (config.get(key) for key in ("max_model_len", "kv_blocks", "block_size"))
+    if not (length and blocks and size) or any(config.get(key) for key in _OTHER_REASONS):
+        return ""
+    room = blocks * size
+    return f"--max-model-len {length:,}" if length <= room else f"the KV cache of {room:,} tokens"
+
+
+def _for_long_ones(requests: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What lets those in that were too long; nothing for what the model itself does not take."""
+    limit = _length_limit(config) if requests["rejected"] else ""
+    if not limit:
+        return ()
+    if not limit.startswith("--"):
+        return ("KV room for the longest request: more blocks, a larger --tp, or a GPU with more memory",)
+    own = (config.get("model_spec") or {}).get("max_model_len")
+    return ("a longer --max-model-len",) if own and config["max_model_len"] < own else ()
 
 
 def _were(n: int) -> str:
@@ -237,6 +260,8 @@ def _is_done(text: str, config: Mapping[str, Any]) -> bool:
 
 
 def _advice(top: str, state: _State) -> tuple[str, ...]:
+    if state.unserved:
+        return ()
     if state.idle:
         return ("fewer or cheaper GPUs, or more load per replica; latency is already near its floor",)
     advice: tuple[str, ...] = ()

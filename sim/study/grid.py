@@ -85,12 +85,16 @@ class GridRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Runs by label (the first is the baseline), every figure of every run, and the labels of the Pareto set."""
+    """Runs by label (the first is the baseline), every figure of every run, and the labels of the Pareto set.
+
+    `warnings`: by run, what a reader of its figures must know.
+    """
 
     configs: Mapping[str, RunConfig]
     rows: tuple[GridRow, ...]
     pareto: tuple[str, ...]
     method: str
+    warnings: Mapping[str, tuple[str, ...]]
 
     @property
     def baseline(self) -> str:
@@ -148,7 +152,8 @@ def run_grid(
             results[label] = _run(requests, setup, label, what, watch)
             sample[label] = _figures(summary(results[label]))
         samples.append(sample)
-    return _grid(configs, samples, _bootstrap(results, first.seed) if replications == 1 else {})
+    intervals = _bootstrap(results, first.seed) if replications == 1 else {}
+    return _grid(configs, samples, intervals, {label: r.warnings for label, r in results.items()})
 
 
 def _run(requests: Trace, setup: Any, label: str, what: str, watch: Callable[[str], Any] | None) -> RunResult:
@@ -178,6 +183,7 @@ def _grid(
     configs: Mapping[str, RunConfig],
     samples: Sequence[Mapping[str, Mapping[str, float | None]]],
     intervals: Mapping[tuple[str, str], tuple[float | None, float | None]],
+    warnings: Mapping[str, tuple[str, ...]],
 ) -> Grid:
     labels = list(configs)
     values = {
@@ -202,7 +208,7 @@ def _grid(
                 means[labels[0], f.name], difference, *between, label in pareto,
             )  # fmt: skip
             rows.append(row)
-    return Grid(configs, tuple(rows), pareto, _method(len(samples)))
+    return Grid(configs, tuple(rows), pareto, _method(len(samples)), warnings)
 
 
 def _method(replications: int) -> str:

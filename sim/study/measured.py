@@ -14,6 +14,7 @@ stages has one row, stage 0 or -1; a row of stage -1 beside others is the whole 
 | `engine`, `engine_version` | `vllm`, `sglang`, `trtllm`; the first version number in the text counts |
 | `max_model_len`, `max_num_batched_tokens`, `max_num_seqs`, `block_size`, `gpu_memory_utilization` | server flags |
 | `prefix_caching` | `on...`, `off...`; anything else: the engine's default |
+| `cpu_kv_offload` | `true`: the server copied KV to host memory |
 | `kv_blocks_gpu`, `kv_blocks_source` | KV blocks; only a source that starts with `measured` is taken, else the ledger |
 | `workload` | free text; with `1 prefill + 1 decode` in it the run was disaggregated |
 | `rate_rps`, `duration_s`, `n_requests` | arrivals of the stage (statistical replay) |
@@ -112,6 +113,7 @@ class Experiment:
     engine_version: str
     flags: Mapping[str, Any]
     kv_blocks: int | None
+    offloads_kv: bool
     workload: str
     stages: tuple[Stage, ...]
     whole: Mapping[str, float]
@@ -242,6 +244,7 @@ def _experiment(
         engine_version=_version(row.text("engine_version")),
         flags=_flags(row),
         kv_blocks=blocks if row.text("kv_blocks_source").startswith("measured") else None,
+        offloads_kv=row.text("cpu_kv_offload").lower() in ("true", "on", "1"),
         workload=row.text("workload"),
         stages=stages,
         whole=metrics.get(-1, {}),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stepline.traces.errors import CalibrationError, ConfigError
 
 from ..cost.lora import LoraCostModel
+from ..cost.memory_ledger import kv_block_bytes
 from ..cost.pipeline import pipeline
 from ..cost.plugins import load_cost_model
 from ..cost.roofline import RooflineCostModel
 from ..cost.speculation import SpeculativeCostModel
+from ..cost.storing import StoringCostModel
 from ..engine.plugins import load_plugin_class, parse_plugin
 from .config import DTYPES, FALLBACKS, RunConfig, flag
 from .parallel import Layout
@@ -44,23 +47,26 @@ def cost_model_of(
     layout = Layout.of(config, model)
     demanded = {**wider, **layout.demanded(config), **_kernels(config)}
 
-    def load(spec: ModelSpec) -> CostModel:
+    def load(profile: EngineProfile, spec: ModelSpec) -> CostModel:
         return load_cost_model(
             name,
             model=spec,
             gpu=gpu,
             tp=config.tensor_parallel_size,
-            engine=engine,
+            engine=profile,
             calibration=constants or config.calibration,
             kv_dtype=DTYPES[config.kv_cache_dtype],
             demanded={**demanded, **asked.parameters},
         )
 
-    with _calibration_errors(config, model, gpu), flagged("cost_model"):
+    def price(profile: EngineProfile) -> Any:
+        load_on = partial(load, profile)
         if layout.pp > 1:
-            cost_model: Any = _pipeline(config, model, layout.pp, load)
-        else:
-            cost_model = _adapted(config, _speculative(config, load(model)))
+            return _pipeline(config, model, layout.pp, load_on)
+        return _adapted(config, _speculative(config, load_on(model)))
+
+    with _calibration_errors(config, model, gpu), flagged("cost_model"):
+        cost_model = _storing(config, model, engine, price)
     calibration = getattr(cost_model, "calibration", None)
     return cost_model, getattr(calibration, "id", None)
 
@@ -91,6 +97,20 @@ def _speculative(config: RunConfig, target: Any) -> Any:
     target = _roofline(target, config, "speculative_config")
     options = {"kv_dtype": target.kv_dtype, **_kernels(config)}
     return SpeculativeCostModel(target, asked.draft(target, **options))
+
+
+def _storing(
+    config: RunConfig, model: ModelSpec, engine: EngineProfile, price: Callable[[EngineProfile], CostModel]
+) -> CostModel:
+    """The price on an engine, and where it copies KV to host memory, what it loses once that is full."""
+    if config.kv_offloading_size is None or not engine.store_scan_s:
+        return price(engine)
+    tp, block_size = config.tensor_parallel_size, config.block_size or FALLBACKS["block_size"]
+    dtype = DTYPES[config.kv_cache_dtype] or "bf16"
+    block_bytes = tp * kv_block_bytes(model, tp=tp, kv_dtype=dtype, block_size=block_size)
+    return StoringCostModel.of(
+        price, engine, int(config.kv_offloading_size * 2**30 / block_bytes), block_size
+    )
 
 
 def _adapted(config: RunConfig, plain: Any) -> Any:

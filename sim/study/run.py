@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepline.traces.errors import ConfigError
+from stepline.traces.errors import ConfigError, PolicyError, SteplineError
 from stepline.traces.trace import Trace
 
 from ..cluster.cluster import Progress, run_cluster
+from ..cost.user_code import comes_from_user
+from ..cost.user_code import described as described_error
 from ..engine.result import RunResult
 from .config import RunConfig, check_settings
 from .load import load, shaped
@@ -43,10 +45,21 @@ def simulate(
 def simulate_resolved(
     trace: Trace, setup: Setup, *, label: str | None = None, on_progress: OnProgress | None = None
 ) -> RunResult:
-    """Run a `Setup` on a trace that is at the wanted rate already; `label` names the run in its result."""
+    """Run a `Setup` on a trace that is at the wanted rate already; `label` names the run in its result.
+
+    Raises:
+        PolicyError: a policy asked for something impossible, or the user's own code raised something.
+    """
     provenance = {"source": trace.source, "sha256": trace.sha256, "requests": len(trace)}
     described = {"label": label or setup.config.policy, **setup.described, "trace": provenance}
-    result = run_cluster(trace, replace(setup.cluster, config=described), on_progress)
+    try:
+        result = run_cluster(trace, replace(setup.cluster, config=described), on_progress)
+    except SteplineError:
+        raise
+    except Exception as error:
+        if comes_from_user(error):
+            raise PolicyError(described_error(error)) from error
+        raise
     return replace(result, warnings=(*setup.warnings, *_passed_over(trace, setup.config), *result.warnings))
 
 

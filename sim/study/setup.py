@@ -182,12 +182,15 @@ _GROUPS = {
 
 
 def _not_modelled(config: RunConfig) -> tuple[str, ...]:
-    """What a reader of the result must know: speed and room are modelled, quality is not."""
-    if config.kv_compression is None:
-        return ()
-    return (
-        f"--kv-compression {config.kv_compression}: tokens are dropped; what that does to answers is not modelled",
-    )
+    """What a reader of the result must know: speed and room are modelled, quality is not; nothing is cached to evict."""
+    notes = []
+    if config.kv_compression is not None:
+        notes.append(
+            f"--kv-compression {config.kv_compression}: tokens are dropped; what that does to answers is not modelled"
+        )
+    if not config.enable_prefix_caching and config.kv_eviction != RunConfig().kv_eviction:
+        notes.append(f"--kv-eviction {config.kv_eviction}: without effect while prefix caching is off")
+    return tuple(notes)
 
 
 def _gpu(config: RunConfig) -> tuple[GpuSpec, tuple[str, ...]]:

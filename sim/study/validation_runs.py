@@ -34,11 +34,18 @@ FAMILIES = {
 }
 """Engine name in a folder: profile that stands for the family where no version of it is known."""
 
-QUANTISED = {"w4a16": "int4", "w8a8": "int8"}
-"""Precision as published checkpoints call it: `--dtype`."""
+SINCE = {"vllm-v0": (0,), "vllm-0.12": (0, 8), "vllm-0.15.1": (0, 14)}
+"""Version from which a profile's loop is the default one, where that is before the version it was fitted on: V1 since
+vLLM 0.8, async scheduling since 0.14 (release notes)."""
+
+QUANTISED = {
+    "w4a16": "int4", "int4": "int4", "awq": "int4", "gptq": "int4", "w8a8": "int8", "int8": "int8", "nvfp4": "nvfp4",
+}  # fmt: skip
+"""What a precision contains, as published checkpoints call it: `--dtype`."""
 
 PROMPTS_FIRST = "continuous"
-"""SGLang computes waiting prompts in steps of their own before it decodes on (`enable_mixed_chunk` is off by default)."""
+"""SGLang computes waiting prompts in steps of their own before it decodes on (`enable_mixed_chunk` is off by default), and so
+did vLLM V0."""
 
 WHOLE_PROMPTS = "orca"
 """TensorRT-LLM: `enable_chunked_prefill` is off by default, so an iteration holds whole prompts beside all decodes, and
@@ -50,6 +57,13 @@ ASSUMED = (
     "layer (vLLM's P2pNccl) are assumed"
 )
 """A run on two pools: settings, and what a reader must know of them."""
+
+HOST_KV_GIB = 8.0
+HOST_KV = (
+    f"KV was copied to host memory of a size that is not recorded: {HOST_KV_GIB:g} GiB are assumed (between 4 and 11 the "
+    "two runs that fill it begin to suffer when they did)"
+)
+"""GiB of a server whose folder says that it copied KV to host memory, and what a reader must know."""
 
 MOE_WARM_UP_REQUESTS = 300
 """Class-A MoE runs are scored from this request on: before, JIT stalls of 0.3-1.4 s hit the first requests."""
@@ -93,7 +107,7 @@ class Outcome:
 
 
 def engine_for(experiment: Experiment) -> str:
-    """Profile of the experiment's engine: the exact version, else the newest known one not after it, else the family's.
+    """Profile of the experiment's engine: the newest whose loop was the default by its version, else the family's.
 
     Raises:
         ConfigError: an engine nobody has described.
@@ -108,7 +122,9 @@ def engine_for(experiment: Experiment) -> str:
     if not version and experiment.replay == "trace":
         return UNRECORDED.get(family, FAMILIES[family])
     known = {
-        name: _numbers(name.removeprefix(f"{family}-")) for name in names if name.startswith(f"{family}-")
+        name: SINCE.get(name) or _numbers(name.removeprefix(f"{family}-"))
+        for name in names
+        if name.startswith(f"{family}-")
     }
     older = {name: number for name, number in known.items() if number and number <= version}
     return max(older, key=lambda name: older[name], default=FAMILIES[family])
@@ -150,6 +166,10 @@ def settings_for(experiment: Experiment) -> RunConfig:
     if settings.get("dtype") == "fp8" and FAMILIES.get(family) == "trtllm":
         settings["kv_cache_dtype"] = "fp8"  # TensorRT-LLM's fp8 checkpoints (ModelOpt) carry an fp8 KV cache
     engine = engine_for(experiment)
+    if engine == "vllm-v0":
+        settings.setdefault("policy", PROMPTS_FIRST)
+    if experiment.offloads_kv and settings.get("enable_prefix_caching", True):
+        settings["kv_offloading_size"] = HOST_KV_GIB
     if experiment.pools is not None:
         settings["disaggregate"] = TRANSFER.format(*experiment.pools)
     if experiment.replay == "closed":
@@ -171,9 +191,10 @@ def _dtype(experiment: Experiment) -> str:
     precision = experiment.precision.lower()
     if "fp8" in precision:
         return "" if "fp8" in experiment.model.lower() else "fp8"
-    if "bf16" in precision or "fp16" in precision:
-        return ""
-    return QUANTISED.get(precision, precision)
+    quantised = next((dtype for name, dtype in QUANTISED.items() if name in precision), None)
+    if quantised is not None:
+        return quantised
+    return "" if "bf16" in precision or "fp16" in precision else precision
 
 
 def _seats(engine: str, concurrency: int | None) -> int:
@@ -205,8 +226,13 @@ def run_experiment(experiment: Experiment, *, seeds: int = LAW_SEEDS, setup: Set
         stages,
         engine=setup.config.engine,
         samples=_samples(experiment, loads[0], runs[0]),
-        warnings=(*setup.warnings, *([ASSUMED] if experiment.pools else [])),
+        warnings=(*setup.warnings, *_assumed(experiment, setup)),
     )
+
+
+def _assumed(experiment: Experiment, setup: Setup) -> tuple[str, ...]:
+    """What is not recorded of the server and was assumed."""
+    return (*([ASSUMED] if experiment.pools else []), *([HOST_KV] if setup.config.kv_offloading_size else []))
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,29 @@ def test_no_livelock_and_no_token_lost(policy, preemption, world):
     ) + len(q)
 
 
+class Bounded(Affine):
+    """Ends a run that goes on and on."""
+
+    asked = 0
+
+    def step_s(self, work):
+        self.asked += 1
+        assert self.asked < 3000, "no progress"
+        return super().step_s(work)
+
+
+@pytest.mark.parametrize("preemption", names(PREEMPTION))
+@pytest.mark.parametrize("policy", ["chunked", "sjf", "chunked-slo", "sarathi", "mlfq"])
+def test_prompts_in_small_chunks_that_exceed_the_cache_together_all_finish(policy, preemption):
+    """Without a cache, who is preempted in the middle of a prompt loses all: two must not take turns in it for ever."""
+    n = 4
+    world = World(
+        [(0.0, 60, 5)] * n, [[i] for i in range(n)], [None] * n, [0] * n, 23, n, 40, 0, caching=False
+    )
+    result = simulate(world, policy, preemption=preemption, cost=Bounded(1.0), long_prefill_token_threshold=2)
+    assert (by_index(result)["status"] == 0).all()
+
+
 @given(outputs=st.lists(st.integers(20, 40), min_size=3, max_size=6))
 @TIGHT
 def test_preempted_sequences_keep_their_tokens(outputs):

@@ -33,7 +33,7 @@ class Affine:
             + self.per_pair * work.attention_pairs
         )
 
-    def leap(self, work: StepWork, growth: tuple[int, ...], n_steps: int) -> Progression:
+    def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         if not self.leaps:
             return Progression(self.step_s(work), 0.0, 1)
         return Progression(self.step_s(work), self.per_context * sum(growth), n_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -286,6 +287,33 @@ def test_ctrl_c_leaves_no_directory_and_exits_130(here):
     assert process.returncode == 130
     assert error == "simulate: interrupted, nothing written\n"
     assert [p.name for p in here.iterdir()] == ["t.jsonl"]
+
+
+def test_a_full_disk_is_one_line(here, capsys):
+    flags = ["--trace", "t.jsonl", "--no-save"]
+    assert "No space left on device" in fails(capsys, *flags, "--quiet", "--vllm-bench-json", "/dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = run_process(*flags, cwd=here, stdout=full)
+    assert done.communicate(timeout=60)[1] == "simulate: cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_a_device_is_written_and_not_replaced(here, capsys):
+    os.mkfifo(here / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, cwd=here)
+    flags = ["--no-save", "--quiet", "--vllm-bench-json", "pipe"]
+    assert main(["--trace", "t.jsonl", *flags]) == 0
+    assert json.loads(reader.communicate(timeout=60)[0])["completed"] == 40
+    assert (here / "pipe").is_fifo()
+
+
+def test_a_link_keeps_its_place(here):
+    (here / "real.json").write_text("old")
+    (here / "link.json").symlink_to(here / "real.json")
+    flags = ["--no-save", "--quiet", "--vllm-bench-json", "link.json"]
+    assert main(["--trace", "t.jsonl", *flags]) == 0
+    assert (here / "link.json").is_symlink()
+    assert json.loads((here / "real.json").read_bytes())["completed"] == 40
 
 
 def test_a_closed_pipe_is_no_error(here):

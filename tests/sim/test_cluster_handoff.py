@@ -96,8 +96,10 @@ def test_kv_stays_on_the_prefill_side_until_a_decode_server_has_room():
     assert result.fleet["disaggregation"]["mean_wait_s"] > 4
 
 
-def test_long_requests_are_rejected_at_the_door():
-    q = by_index(pair([(0.0, 50, 60), (0.0, 50, 10)], kv_blocks=6))
+@pytest.mark.parametrize("patience", [None, 30.0])
+def test_long_requests_are_rejected_at_the_door(patience):
+    """Whose client, if it would give up, does not do so later on."""
+    q = by_index(pair([(0.0, 50, 60), (0.0, 50, 10)], kv_blocks=6, client_timeout_s=patience))
     assert q["status"].tolist() == [1, 0]
 
 

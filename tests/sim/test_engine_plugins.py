@@ -9,7 +9,10 @@ from stepline.traces.errors import ConfigError
 BATCH = "stepline.batch_policies"
 
 SOURCE = '''
-class Mine:
+from stepline.policies.batching.chunked import ChunkedPolicy
+
+
+class Mine(ChunkedPolicy):
     """A policy of the user's own."""
 
     def __init__(self, *, budget: int = 512, greedy: bool = False, name: str = "x") -> None:

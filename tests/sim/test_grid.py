@@ -131,6 +131,27 @@ def test_a_list_takes_the_values_together(trace_file, capsys):
     assert "chunked,preemption=most-blocks" not in out
 
 
+def test_with_and_without_as_json_and_what_is_not_modelled_is_said(trace_file, capsys):
+    flags = ["--kv-compression", "none,h2o", "--no-enable-prefix-caching", "--no-save", "--json"]
+    assert compare(trace_file, *flags) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["baseline"] == "kv-compression=none"
+    assert {row["run"] for row in found["rows"]} == {"kv-compression=none", "kv-compression=h2o"}
+    assert "kv-compression=h2o: --kv-compression h2o: tokens are dropped" in captured.err
+
+
+def test_requests_that_timed_out_are_shown(trace_file, capsys):
+    assert compare(trace_file, "--policy", "chunked,sjf", "--client-timeout", "0.001", "--no-save") == 0
+    assert "timed out" in capsys.readouterr().out
+
+
+def test_an_eviction_policy_without_a_cache_is_told(trace_file, capsys):
+    flags = ["--kv-eviction", "lru,lfu", "--no-enable-prefix-caching", "--no-save"]
+    assert compare(trace_file, *flags) == 0
+    assert "--kv-eviction lfu: without effect while prefix caching is off" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -228,12 +228,30 @@ def test_flags_of_a_server_reach_the_run_and_ours_win(trace, tmp_path, capsys):
         ("--quantization fp9", "did you mean 'fp8'"),
         ("--no-enable-chunked-prefill", "not simulated"),
         ("--host 'open", "No closing quotation"),
+        ("--enable-prefix-caching=maybe", "--enable-prefix-caching: got 'maybe', expected no value"),
+        ("--no-enable-prefix-caching=true", "--no-enable-prefix-caching: got 'true', expected no value"),
+        ("--enable-chunked-prefill=false", "--no-enable-chunked-prefill: not simulated"),
+        ("--num-scheduler-steps 8", "scheduling several steps at once is not simulated"),
     ],
 )
 def test_other_flags_are_refused(flags, says):
     with pytest.raises(ConfigError, match=r"^--vllm-args: ") as caught:
         imported(flags)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "caching", "settings"),
+    [
+        ("--enable-prefix-caching=False", False, {}),
+        ("--enable-prefix-caching false --max-num-seqs 8", False, {"max_num_seqs": "8"}),
+        ("--enable-prefix-caching --enable-chunked-prefill=True", True, {}),
+        ("--no-enforce-eager --no-enable-lora", None, {"enforce_eager": "false", "enable_lora": "false"}),
+    ],
+)
+def test_switches_say_no_in_every_way_that_servers_know(flags, caching, settings):
+    found = imported(flags)
+    assert (found.prefix_caching, found.settings) == (caching, settings)
 
 
 def test_parallelism_and_switches_of_a_server_are_taken_over():

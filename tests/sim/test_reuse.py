@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from stepline.sim.cli.main import main
-from stepline.sim.study.reuse import ceiling, default_capacities, reuse
+from stepline.sim.engine.plugins import plugin_names
+from stepline.sim.study.reuse import GROUP, ceiling, default_capacities, reuse
 from stepline.traces.errors import ConfigError
 from stepline.traces.reading import read_trace
 from stepline.traces.trace import Ragged, Trace
@@ -83,6 +86,53 @@ def test_reference_hit_rates_of_long_traces(name):
     check_reference(name)
 
 
+# -- the optimum against every way of keeping blocks -------------------------------------------------------------------
+
+
+def random_rows(seed):
+    """Prompts in whole blocks of 10 over a small tree of prefixes, as (tokens, ids)."""
+    rng = random.Random(seed)
+    paths, ids, rows = [()], {}, []
+    for _ in range(rng.randint(4, 9)):
+        begun = rng.choice(paths)
+        path = (*begun[: rng.randint(0, len(begun))], *[rng.randint(0, 2) for _ in range(rng.randint(1, 2))])[
+            :4
+        ]
+        paths.append(path)
+        rows.append((10 * len(path), [ids.setdefault(path[: i + 1], len(ids)) for i in range(len(path))]))
+    return rows
+
+
+def most_hits(rows, capacity):
+    """Tokens that hit if every choice of what stays is tried: best hits so far by what the cache holds."""
+    best = {frozenset(): 0}
+    for _, ids in rows:
+        after = {}
+        for held, tokens in best.items():
+            tokens += 10 * sum(1 for _ in itertools.takewhile(held.__contains__, ids))
+            pool = held | set(ids)
+            for kept in itertools.combinations(sorted(pool), min(capacity, len(pool))):
+                after[frozenset(kept)] = max(after.get(frozenset(kept), 0), tokens)
+        best = after
+    return max(best.values())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_optimum_is_the_best_of_all_choices_and_so_of_all_policies(seed):
+    rows, capacity = random_rows(seed), 1 + seed % 3
+    every = reuse(small(rows), sorted(plugin_names(GROUP)), [capacity])
+    tokens = {p.policy: p.hit_token_frac * sum(t for t, _ in rows) for p in every}
+    assert tokens["oracle-optimal"] == pytest.approx(most_hits(rows, capacity))
+    assert max(tokens.values()) <= tokens["oracle-optimal"] + 1e-9
+
+
+@pytest.mark.parametrize("policy", sorted(plugin_names(GROUP)))
+def test_every_policy_serves_from_one_block_and_from_room_for_all(policy):
+    t = small(random_rows(3) * 3)
+    one, all_of_it = reuse(t, [policy], [1, 100])
+    assert 0 <= one.hit_token_frac < all_of_it.hit_token_frac == ceiling(t)
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +176,7 @@ def test_without_capacities_powers_of_two_are_taken(trace_file):
     ("flags", "says"),
     [
         (["--kv-eviction", "lri"], "--kv-eviction: unknown name 'lri'; did you mean 'lru'"),
+        (["--kv-eviction", ","], "--kv-eviction: got ',', expected a value"),
         (["--capacity-blocks", "0"], "--capacity-blocks: got 0, expected integers >= 1"),
         (["--capacity-blocks", "few"], "--capacity-blocks: got 'few', expected an integer"),
         (["--warmup-frac", "1"], "--warmup-frac: got 1.0, expected a fraction in [0, 1)"),

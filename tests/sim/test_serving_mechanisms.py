@@ -151,15 +151,14 @@ def test_switches_of_a_file_must_be_true_or_false(tmp_path):
         load_engine(path)
 
 
-def served(trace: Trace, generated_token_s: float, tp_generated_token_s: float = 0.0, **settings):
+def served(trace: Trace, generated_token_s: float, **settings):
     """The run of a trace on vLLM 0.15.1 with other costs a generated token."""
     from dataclasses import replace
 
     from stepline.sim.study.run import simulate_resolved
 
     setup = resolve(RunConfig(engine="vllm-0.15.1", record_steps=True, **settings))
-    costs = {"generated_token_s": generated_token_s, "tp_generated_token_s": tp_generated_token_s}
-    engine = replace(load_engine("vllm-0.15.1"), **costs)
+    engine = replace(load_engine("vllm-0.15.1"), generated_token_s=generated_token_s)
     return simulate_resolved(trace, with_engine(setup, engine))
 
 
@@ -170,15 +169,6 @@ def test_each_step_costs_a_bit_more_for_every_token_generated_before_it():
     assert extra_s == pytest.approx(1e-6 * 100 * 101 / 2)
     host = with_it.totals.seconds["host"]["host"] - without.totals.seconds.get("host", {}).get("host", 0.0)
     assert host == pytest.approx(extra_s)
-
-
-def test_a_generated_token_costs_extra_where_more_than_one_gpu_serves():
-    trace = Trace.from_requests([Request("a", 0.0, 300, 101)])
-    for tp, cost_s in ((1, 1e-6), (2, 4e-6)):
-        without = served(trace, 0.0, tensor_parallel_size=tp)
-        with_it = served(trace, 1e-6, 3e-6, tensor_parallel_size=tp)
-        extra_s = with_it.requests["finish_s"][0] - without.requests["finish_s"][0]
-        assert extra_s == pytest.approx(cost_s * 100 * 101 / 2)
 
 
 def test_steps_count_the_generated_tokens_of_their_decodes_under_preemption_too():
@@ -192,3 +182,18 @@ def test_steps_count_the_generated_tokens_of_their_decodes_under_preemption_too(
     assert counted <= (outputs * (outputs - 1) // 2).sum()
     assert (steps["generated_tokens"] >= decodes).all()
     assert (steps["generated_tokens"] < steps["context_tokens"]).loc[decodes > 0].all()
+
+
+def test_a_repetition_penalty_costs_its_counts_over_the_vocabulary():
+    from stepline.sim.cost.sampler import PENALTY_BYTES
+
+    engine = EngineProfile("e", sampler_kernels=True)
+    plain, penalised = (
+        priced(engine, sampling=NEUTRAL),
+        priced(engine, sampling=Sampling(repetition_penalty=1.05)),
+    )
+    few, many = (StepWork(n_decode=n, context_tokens=(n * 700,), logits_rows=n) for n in (8, 64))
+    extra = [penalised.step_s(work) - plain.step_s(work) for work in (few, many)]
+    a_row_s = plain.model.vocab_size * PENALTY_BYTES / plain.gpu.hbm_bytes_per_s
+    assert extra[0] > 8 * a_row_s
+    assert 56 * a_row_s < extra[1] - extra[0] < 3 * 56 * a_row_s

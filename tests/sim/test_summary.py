@@ -110,6 +110,19 @@ def test_a_small_load_is_called_idle():
     assert "idles 60 %" in found["headline"].replace("60%", "60 %")
 
 
+def test_a_run_that_served_nobody_says_so_and_why():
+    config = {**run_result().config, "max_model_len": 100, "kv_blocks": 50, "block_size": 16}
+    long = {**config, "model_spec": {"max_model_len": 4096}}
+    found = [
+        summary(run_result([{"status": 1}] * 3, config=c))["verdict"]
+        for c in (config, long, config | {"kv_blocks": 5})
+    ]
+    assert {f["headline"] for f in found} == {"No request was completed."}
+    assert "3 of 3 requests were rejected: longer than --max-model-len 100" in found[0]["because"]
+    assert [f["try_first"][:1] for f in found[:2]] == [[], ["a longer --max-model-len"]]
+    assert found[2]["try_first"][0].startswith("KV room for the longest request")
+
+
 def test_a_full_cache_with_preemptions_is_named():
     result = run_result(
         [{"preemptions": 3}], kv={**run_result().kv, "peak_used_blocks": 99}, totals=totals(idle_s=1.0)

@@ -14,6 +14,7 @@ from stepline.sim.study.run import simulate_resolved
 from stepline.sim.study.setup import resolve
 from stepline.sim.study.validate import validate
 from stepline.sim.study.validation_runs import (
+    HOST_KV_GIB,
     Timings,
     engine_for,
     last_served,
@@ -160,7 +161,10 @@ def test_estimated_blocks_are_not_taken_for_measured_ones(tmp_path):
     ("engine", "version", "replay", "profile"),
     [
         ("vllm", "0.15.1 per README", "A exact", "vllm-0.15.1"),
-        ("vllm", "0.14.2", "A exact", "vllm-0.12"),
+        ("vllm", "0.14.2", "A exact", "vllm-0.15.1"),
+        ("vllm", "0.13.0", "A exact", "vllm-0.12"),
+        ("vllm", "0.8.5", "B statistical", "vllm-0.12"),
+        ("vllm", "0.6.3", "B statistical", "vllm-v0"),
         ("vllm", "0.20", "A exact", "vllm-0.15.1"),
         ("vllm", "not recorded", "A- exact trace", "vllm-unrecorded"),
         ("vllm", None, "B closed-loop", "vllm-v1"),
@@ -168,7 +172,7 @@ def test_estimated_blocks_are_not_taken_for_measured_ones(tmp_path):
         ("trtllm", "1.0.0rc3", "B closed-loop", "trtllm"),
     ],
 )
-def test_the_newest_profile_not_after_the_version_serves(tmp_path, engine, version, replay, profile):
+def test_the_newest_profile_whose_loop_is_the_versions_serves(tmp_path, engine, version, replay, profile):
     experiment = one(tmp_path, engine=engine, engine_version=version, replay_class=replay)
     assert engine_for(experiment) == profile
 
@@ -176,6 +180,24 @@ def test_the_newest_profile_not_after_the_version_serves(tmp_path, engine, versi
 def test_fp8_checkpoints_of_tensorrt_llm_carry_an_fp8_cache(tmp_path):
     settings = settings_for(one(tmp_path, engine="trtllm", engine_version="1.0", precision="fp8"))
     assert (settings.dtype, settings.kv_cache_dtype) == ("fp8", "fp8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("BF16/FP16", "auto"), ("FP8", "fp8"), ("w4a16", "int4"), ("AWQ-int4", "int4"), ("INT8 w8a8", "int8")],
+)
+def test_precisions_are_known_by_what_they_contain(tmp_path, precision, dtype):
+    assert settings_for(one(tmp_path, precision=precision)).dtype == dtype
+
+
+def test_servers_that_copied_kv_to_host_memory_get_some_where_they_can_use_it(tmp_path):
+    sizes = [
+        settings_for(
+            one(tmp_path / f"{copied}-{caching}", cpu_kv_offload=copied, prefix_caching=caching)
+        ).kv_offloading_size
+        for copied, caching in ((True, "on"), (True, "off"), (False, "on"))
+    ]
+    assert sizes == [HOST_KV_GIB, None, None]
 
 
 def test_data_parallel_engines_are_replicas(tmp_path):

@@ -183,10 +183,10 @@ def test_check_finds_what_is_odd(tmp_path):
     found = check(path, hash_block_size=16)
     assert found["requests"] == 4
     assert set(found["warnings"]) == {
-        "1 hash ids follow another id than before: they are not prefix-chained",
-        "1 rows have a request_id that was used before",
-        "1 rows have an output_length over their max_output_length",
-        "1 turns arrive before an earlier turn of their session, or twice",
+        "1 hash id follows another id than before: it is not prefix-chained",
+        "1 row has a request_id that was used before",
+        "1 row has an output_length over its max_output_length",
+        "1 turn arrives before an earlier turn of its session, or twice",
     }
 
 

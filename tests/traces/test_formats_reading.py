@@ -76,7 +76,7 @@ def test_lines_are_counted_over_every_kind_of_line_end(tmp_path):
         ("\n \n", "only blank lines"),
         ("hello\n", "1: no known trace format"),
         ('{"timestamp": 1, "inp\n{"timestamp": 2}\n', "1: not valid JSON"),
-        ('{"timestamp": 1, "input_length": NaN, "output_length": 1}', "1: not valid JSON"),
+        ('{"timestamp": 1, "input_length": NaN, "output_length": 1}', "1: not valid JSON: got NaN, expected a finite"),
         ('{"timestamp": 1, "input_length": 1, "output_length": true}', "1: output_length: got true"),
         ('{"timestamp": 1, "input_length": 1.5, "output_length": 1}', "1: input_length: got 1.5"),
         ('{"timestamp": 1, "input_length": "7", "output_length": 1}', '1: input_length: got "7"'),
@@ -118,6 +118,17 @@ def test_missing_files_and_directories_are_one_line(tmp_path):
     (tmp_path / "wide.jsonl").write_text('{"timestamp": 1}', encoding="utf-16")
     with pytest.raises(TraceError, match="UTF-16"):
         read_trace(tmp_path / "wide.jsonl")
+
+
+def test_optional_fields_misspelt_are_told_and_other_keys_are_not(tmp_path):
+    odd = row(0, 1) | {"prority": 3, "hash_id": [1], "text": "x", "extra": 1, "colour": "red"}
+    trace = read_trace(rows_file(tmp_path / "t.jsonl", [odd, odd]))
+    assert trace.warnings == (
+        "the key 'hash_id' has no meaning and is passed over; did you mean 'hash_ids'?",
+        "the key 'prority' has no meaning and is passed over; did you mean 'priority'?",
+    )
+    both = row(0, 1) | {"model": "a", "models": "b"}
+    assert read_trace(rows_file(tmp_path / "t.jsonl", [both])).warnings == ()
 
 
 def test_whole_floats_count_as_integers(tmp_path):

@@ -17,6 +17,7 @@ from ..key_tables import KeyTable
 from ..random_streams import stream
 from ..trace import Trace
 from ..wording import counted
+from .document import why
 from .source import Source
 
 Extra = Sequence[dict[str, Any]]
@@ -124,7 +125,7 @@ class Sample:
         try:
             orjson.loads(self.first)
         except orjson.JSONDecodeError as problem:
-            return f"{problem.msg} (column {problem.colno})"
+            return f"{why(problem)} (column {problem.colno})"
         return ""
 
     @property

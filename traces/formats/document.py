@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,13 @@ import orjson
 from ..errors import TraceError
 
 _SPACE = " \t\n\r"
+_NOT_FINITE = re.compile(r"-?(nan|inf(inity)?)\b", re.IGNORECASE)
+
+
+def why(problem: json.JSONDecodeError) -> str:
+    """What a parser did not take: a NaN or infinity by name, which other writers put where JSON has no number."""
+    found = _NOT_FINITE.match(problem.doc, problem.pos)
+    return f"got {found[0]}, expected a finite number" if found else problem.msg
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Document:
         except orjson.JSONDecodeError as problem:
             rows = _objects(text) if lines or one_of_many else None
             if rows is None:
-                raise TraceError(f"{name}:{problem.lineno}: not valid JSON: {problem.msg}") from None
+                raise TraceError(f"{name}:{problem.lineno}: not valid JSON: {why(problem)}") from None
             if one_of_many:
                 raise TraceError(f"{name}:{problem.lineno}: holds {len(rows)} {one_of_many}") from None
             return cls(name, b"[" + b",\n".join(text.split(b"\n")).rstrip(b",\n") + b"]", rows)

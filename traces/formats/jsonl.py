@@ -10,6 +10,7 @@ import orjson
 
 from ..errors import TraceError
 from .base import Chunk, Context
+from .document import why
 from .fields import shown
 from .rows import Rows, chunk_of
 from .source import Block, Source
@@ -57,7 +58,7 @@ def _explain(lines: list[bytes], numbers: list[int], name: str) -> None:
         try:
             orjson.loads(line)
         except orjson.JSONDecodeError as problem:
-            text = f"{name}:{number}: not valid JSON: {problem.msg} (column {problem.colno})"
+            text = f"{name}:{number}: not valid JSON: {why(problem)} (column {problem.colno})"
             raise TraceError(text) from None
 
 

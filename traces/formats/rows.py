@@ -152,6 +152,8 @@ def chunk_of(
         source=context.name,
     )
     known = set(keys.values())
+    if not names:
+        _misspelt(take.present, context)
     unknown = context.options.keep_extra and not take.present <= known
     return Chunk(trace, np.asarray(lines, dtype=np.int64), table.without(known) if unknown else None)
 
@@ -198,6 +200,21 @@ def perhaps(key: str, row: Mapping[str, Any], known: Iterable[str]) -> str:
     others = {name for names in _MEANT.values() for name in names}
     near = usual or get_close_matches(key, [name for name in strangers if name.lower() not in others], n=1)
     return f"; there is a key {near[0]!r}" if near else ""
+
+
+OTHERS_OWN = frozenset({"type", "extra", "messages", "payload", "text_input", "text", "tools"})
+"""Keys that other tools give a meaning in such rows."""
+
+_ALIKE = 0.8
+"""`difflib` ratio from which an unknown key counts as a field misspelt: one letter off in five."""
+
+
+def _misspelt(present: Set[str], context: Context) -> None:
+    """Tell of unknown keys that are spelt like an optional field that the rows do not have."""
+    for key in sorted(present - set(FIELDS) - OTHERS_OWN):
+        near = get_close_matches(key.lower(), [n for n in FIELDS if n not in present], n=1, cutoff=_ALIKE)
+        if near:
+            context.remark(f"the key {key!r} has no meaning and is passed over; did you mean {near[0]!r}?")
 
 
 def _ids(take: _Taker, name: str) -> Ragged | None:
