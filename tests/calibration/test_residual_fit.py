@@ -66,6 +66,23 @@ def test_pairs_of_axes_predict_a_matrix_that_was_never_timed():
     assert errors[1] < 0.25 * errors[0]
 
 
+def test_a_family_keeps_what_is_its_own_and_its_neighbours_do_not_get_it():
+    powers = tuple(2.0**e for e in range(6))
+    m, n, k = (axis.ravel() for axis in np.meshgrid(powers, powers[:5], powers[:5], indexing="ij"))
+    knots = {"m": (1.0, 4.0, 8.0, 32.0), "n": powers[:5], "k": powers[:5]}  # fewer than rows: not thinned
+    slow, held_out = (n == 8.0) & (k == 4.0), (n == 4.0) & (k == 4.0)
+    ratio = np.where(slow, 0.1, 0.0)
+    seen = ~held_out & ~(slow & (m == 4.0))
+    smooth = ResidualPlan(knots, {"m": 0.02, "n": 1.0, "k": 1.0})
+    misses = {}
+    for name, some in {"smooth": smooth, "own": replace(smooth, own={"m": 3.0})}.items():
+        grid = fit_residual(some, {"m": m[seen], "n": n[seen], "k": k[seen]}, ratio[seen])
+        misses[name] = grid.log_factor({"m": m, "n": n, "k": k}) - ratio
+    row = slow & (m == 4.0)
+    assert abs(misses["own"][row]) < 0.6 * abs(misses["smooth"][row])
+    assert misses["own"][held_out] == pytest.approx(misses["smooth"][held_out], abs=1e-3)
+
+
 def test_knots_beside_a_jump_differ_where_the_plan_says_so():
     knots = {"m": (8.0, 16.0, 17.0, 34.0)}
     rows = {"m": np.array([8.0, 16.0, 17.0, 34.0])}
