@@ -134,8 +134,7 @@ def _plan(plan: Any, asked: tuple[Any, ...]) -> str | None:
 
 
 def _plain_plan(plan: Plan) -> Plan:
-    if plan.chunks:
-        plan.chunks = [(seq, int(tokens)) for seq, tokens in plan.chunks]
+    plan.chunks = [(seq, int(tokens)) for seq, tokens in plan.chunks]
     plan.preempt = tuple(plan.preempt)
     plan.decode, plan.ask_every_step, plan.deaf = (
         bool(plan.decode), bool(plan.ask_every_step), bool(plan.deaf),
