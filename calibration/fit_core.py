@@ -148,8 +148,9 @@ def bootstrap_covariance(
     return tuple(tuple(row) for row in np.atleast_2d(np.cov(np.array(logs), rowvar=False)).tolist())
 
 
-_LOW = {"t0_s": float(np.log(1e-6))}
-"""Least logarithms: terms overlap or add (p >= 1), and no kernel launches in less than a microsecond."""
+_LOW = {"t0_s": float(np.log(1e-6)), "store_block_s": float(np.log(1e-7))}
+"""Least logarithms: terms overlap or add (p >= 1), no kernel launches in less than a microsecond and no CTA is gone in
+less than a tenth of one."""
 
 
 def _bounds(names: tuple[str, ...]) -> tuple[Array, Array]:

@@ -55,7 +55,8 @@ def _prefill_s(c: Mapping[str, float], x: Columns, gpu: GpuSpec, dtype: str) -> 
     peak = compute_peak(gpu, attention_dtype(dtype))
     tokens, group = x["batch"] * x["query_tokens"], x["heads"] / x["kv_heads"]
     tiles = forms.query_tiles(tokens, x["batch"], x["kv_heads"], group)
-    return np.asarray(forms.tile_walk_s(*_prefill_work(x, dtype), tiles, x["query_tokens"], c, gpu, peak))
+    attention_s = forms.tile_walk_s(*_prefill_work(x, dtype), tiles, x["query_tokens"], c, gpu, peak)
+    return np.asarray(attention_s + forms.kv_store_s(tokens, x["kv_heads"] * x["head_dim"], c, gpu))
 
 
 def _prefill_floor(x: Columns, gpu: GpuSpec, dtype: str) -> Array:
@@ -93,6 +94,17 @@ _MHA = plan({"tiles": powers(-7, 13, 0.5), "query_tokens": _MHA_LENGTHS, "heads"
 """Prefill residual of one KV head a query head: its ridges lie at whole rounds of query tiles, at any length."""
 
 
+_PREFILL_START = {
+    "t0_s": 12.8e-6,
+    "wave_s": 3e-6,
+    "chain_s_per_key": 6e-9,
+    "compute_eff": 0.65,
+    "memory_eff": 0.5,
+    "exponent": 1.2,
+}
+"""First guess of prefill; with `store_block_s` where a table's rows hold the write to the cache (the L40S's do not)."""
+
+
 def _prefill_task(mha: bool) -> Task:
     return Task(
         name="attention_prefill_mha" if mha else "attention_prefill",
@@ -100,16 +112,7 @@ def _prefill_task(mha: bool) -> Task:
         select=_prefill_rows(mha),
         predict=_prefill_s,
         floor=_prefill_floor,
-        starts=(
-            {
-                "t0_s": 12.8e-6,
-                "wave_s": 3e-6,
-                "chain_s_per_key": 6e-9,
-                "compute_eff": 0.65,
-                "memory_eff": 0.5,
-                "exponent": 1.2,
-            },
-        ),
+        starts=(_PREFILL_START | {"store_block_s": 2e-6}, _PREFILL_START),
         shapes=("batch", "query_tokens", "heads", "kv_heads", "head_dim"),
         group=("heads", "kv_heads"),
         size="query_tokens",

@@ -31,6 +31,7 @@ class AttentionShape:
     expand_flops          MLA prefill: up-projection of a cached latent, a history token
     kv_heads              CTAs a sequence opens in a decode; columns of query tiles in a prefill
     group                 query heads that share a KV head: rows of a query tile a token
+    kv_elements           keys written to the cache, a new token (MLA prefill: not told apart, 0)
     """
 
     flops_per_pair: float
@@ -40,6 +41,7 @@ class AttentionShape:
     kv_heads: int
     group: float = 1.0
     expand_flops: float = 0.0
+    kv_elements: int = 0
 
 
 def prefill_shape(model: ModelSpec, tp: int, kv_dtype: str) -> AttentionShape:
@@ -84,6 +86,7 @@ def _plain_shape(heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> Att
         kv_floor_bytes=per_key,
         kv_heads=kv_heads,
         group=heads / kv_heads,
+        kv_elements=kv_heads * head_dim,
     )
 
 
@@ -154,6 +157,7 @@ class PrefillAttention:
         self.t0_s, self.exponent = c["t0_s"], c["exponent"]
         self.wave_s, self.chain_s_per_key = c.get("wave_s", 0.0), c.get("chain_s_per_key", 0.0)
         self.n_sm = gpu.n_sm
+        self.store_s_per_token = float(forms.kv_store_s(1.0, shape.kv_elements, c, gpu))
         self.flops_per_s = c["compute_eff"] * peak
         self.bytes_per_s = c["memory_eff"] * gpu.hbm_bytes_per_s
         self.history_bytes_per_s = decode_eff * gpu.hbm_bytes_per_s
@@ -193,6 +197,7 @@ class PrefillAttention:
         tiles = seqs * shape.kv_heads * math.ceil(tokens / seqs * shape.group / forms.QUERY_TILE)
         waves = tiles / self.n_sm - 1.0
         seconds = main + self.wave_s * (waves if waves > 0.0 else 0.0) + (0.0 if joined else self.t0_s)
+        seconds += self.store_s_per_token * tokens
         if self._log_factor is not None:
             length = 2.0 * fresh / tokens - 1.0
             rows = self._rows_per_prompt * tokens / length
@@ -229,6 +234,7 @@ class PrefillAttention:
         main = forms.p_norm(self.exponent, compute, memory, chain)
         tiles = forms.query_tiles(tokens_1, seqs_1, shape.kv_heads, shape.group)
         launch_s = self.wave_s * forms.tile_waves(tiles, self.n_sm) + np.where(joined, 0.0, self.t0_s)
+        launch_s = launch_s + self.store_s_per_token * tokens_1
         terms = {"compute": compute, "kv_bandwidth": memory, "latency": chain}
         split = forms.split_by_largest(launch_s, main, terms)
         if self.residual is not None:

@@ -144,6 +144,25 @@ def query_tiles(tokens: Any, sequences: Any, kv_heads: Any, group: Any) -> Any:
     return sequences * kv_heads * np.ceil(tokens / sequences * group / QUERY_TILE)
 
 
+STORE_THREADS = 512
+"""Most threads of the CTA that writes a token's keys and values to the cache: one an element below (vLLM's
+`reshape_and_cache_flash`: a CTA a token)."""
+
+SM_THREADS = 2048
+"""Threads that one SM holds (V100, A100, H100, B200; where it holds fewer, `store_block_s` takes it up)."""
+
+
+def kv_store_s(tokens: Any, kv_elements: Any, c: Constants, gpu: GpuSpec) -> Any:
+    """Seconds to write new tokens to the cache: store_block_s · tokens · min(K d, 512) / (2048 SMs).
+
+    `kv_elements`: K d, keys of a token. `store_block_s` is how long one CTA keeps its threads, whatever it copies:
+    four heads of 128 already take four of its places on an SM, and so cost a token as much as 32 do. Constants
+    without it book nothing.
+    """
+    threads = np.minimum(kv_elements, STORE_THREADS)
+    return c.get("store_block_s", 0.0) * tokens * threads / (SM_THREADS * gpu.n_sm)
+
+
 def tile_waves(tiles: Any, n_sm: int) -> Any:
     """Rounds of CTAs beyond the first, tiles / SMs - 1, at least 0."""
     return np.maximum(tiles / n_sm - 1.0, 0.0)

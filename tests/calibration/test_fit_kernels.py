@@ -43,6 +43,7 @@ TRUTH = {
         "compute_eff": 0.6,
         "memory_eff": 0.3,
         "exponent": 1.3,
+        "store_block_s": 2e-6,
     },
     "attention_decode": {"t0_s": 1.1e-5, "wave_s": 3e-6, "memory_eff": 0.9},
     "moe": {
