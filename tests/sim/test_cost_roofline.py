@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepline.sim.cost import operators
+from stepline.sim.cost import forms, operators
 from stepline.sim.cost.calibration import find_calibration
 from stepline.sim.cost.catalogue import load_engine, load_gpu, load_model
 from stepline.sim.cost.datasheet import DatasheetCostModel
@@ -283,3 +283,11 @@ def test_a_step_is_priced_fast_enough_for_the_engine():
     best = min(timeit.repeat(lambda: model.step_s(work), number=2000, repeat=5)) / 2000
     nothing = min(timeit.repeat(lambda: sum((1, 2, 3, 4)), number=2000, repeat=5)) / 2000
     assert best < 60 * nothing  # about 1 us where an empty sum takes 0.1: no NumPy on this path
+
+
+def test_a_write_to_the_cache_costs_no_more_from_four_heads_on():
+    gpu, constants = load_gpu("h100-sxm"), {"store_block_s": 2e-6}
+    one, two, four, eight = (forms.kv_store_s(132.0, 128 * heads, constants, gpu) for heads in (1, 2, 4, 8))
+    assert (one, two, four) == pytest.approx((2e-6 / 16, 2e-6 / 8, 2e-6 / 4))
+    assert eight == four
+    assert forms.kv_store_s(132.0, 512, {}, gpu) == 0.0
