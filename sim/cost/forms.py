@@ -145,8 +145,8 @@ def query_tiles(tokens: Any, sequences: Any, kv_heads: Any, group: Any) -> Any:
 
 
 STORE_THREADS = 512
-"""Most threads of the CTA that writes a token's keys and values to the cache: one an element below (vLLM's
-`reshape_and_cache_flash`: a CTA a token)."""
+"""Most threads of the CTA that writes a token's keys and values to the cache: one an element below (vLLM 0.9.2,
+`csrc/cache_kernels.cu`, `reshape_and_cache_flash`: grid of tokens, block of min(heads · size, 512))."""
 
 SM_THREADS = 2048
 """Threads that one SM holds (V100, A100, H100, B200; where it holds fewer, `store_block_s` takes it up)."""

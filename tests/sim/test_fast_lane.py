@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepline.sim.cluster.cluster import _Run
 from stepline.sim.engine import replica as replica_module
 from stepline.sim.engine.plugins import plugin_names
 from stepline.sim.study.config import RunConfig
 from stepline.sim.study.run import simulate
+from stepline.sim.study.setup import resolve
 from stepline.traces.trace import Ragged, Trace
 
 POLICIES = sorted(plugin_names("stepline.batch_policies"))
@@ -64,8 +66,10 @@ def test_tables_are_the_same_with_the_lane_closed(
         client_timeout=patience_s, record_steps=True,
     )  # fmt: skip
     with_lane = tables(trace, config)
+    assert any(r.glides for r in _Run(trace, resolve(config).cluster).replicas) or policy == "static"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replica_module, "LANE_IS_OPEN", False)
+        assert not any(r.glides for r in _Run(trace, resolve(config).cluster).replicas)
         without = tables(trace, config)
     assert with_lane == without
 
