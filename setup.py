@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-ENGINE = ROOT / "sim" / "engine"
+PACKAGE = ROOT / "sim"
 HOUSE = ROOT / "build" / "compile"
 COMMANDS = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 """Those that compile; others (`egg_info`, `sdist`) need not wait for mypy."""
@@ -59,14 +59,14 @@ def core() -> list[Extension]:
             ROOT / package, HOUSE / "stepline" / package, ignore=shutil.ignore_patterns("*.so", "*.pyd")
         )
     os.environ["MYPYPATH"] = str(HOUSE)
-    sources = [str(HOUSE / "stepline" / "sim" / "engine" / f"{name}.py") for name in compiled.MODULES]
+    sources = [str(compiled.source(HOUSE / "stepline" / "sim", name)) for name in compiled.MODULES]
     options = [
         "--config-file=",
         "--namespace-packages",
         "--explicit-package-bases",
         "--ignore-missing-imports",
     ]
-    library = f"{compiled.PACKAGE}.{compiled.library(ENGINE).removesuffix('__mypyc')}"
+    library = f"{compiled.PACKAGE}.{compiled.library(PACKAGE).removesuffix('__mypyc')}"
     extensions = mypycify(
         [*options, "--follow-imports=silent", *sources],
         group_name=library, debug_level="0", target_dir=str(HOUSE.relative_to(ROOT)),
@@ -93,7 +93,7 @@ class BuildCore(build_ext):
 
     def run(self) -> None:
         """Remove libraries of other sources before the new one comes."""
-        folder = ENGINE if self.inplace else Path(self.build_lib, *compiled.PACKAGE.split("."))
+        folder = PACKAGE if self.inplace else Path(self.build_lib, *compiled.PACKAGE.split("."))
         for old in folder.glob("core_*__mypyc*"):
             old.unlink()
         super().run()

@@ -1,4 +1,4 @@
-"""Which form of the engine's core runs: C, compiled at installation from these very sources, or the Python itself.
+"""Which form of the core runs: C, compiled at installation from these very sources, or the Python itself.
 
 Both are the same code and give the same results to the byte (held by a test); the C is about twice as fast. It is left
 alone where a source has changed since it was built, so that an edit in a checkout counts at once, and with
@@ -16,21 +16,28 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "adapters", "capped_decode_set", "decode_set", "kv_cache", "lane", "offloading_replica", "replica", "seats",
-    "segment", "sequence", "speculative_decode_set", "swap", "tier", "view",
+    "cost.step_seconds",
+    "engine.adapters", "engine.capped_decode_set", "engine.decode_set", "engine.kv_cache", "engine.lane",
+    "engine.offloading_replica", "engine.replica", "engine.seats", "engine.segment", "engine.sequence",
+    "engine.speculative_decode_set", "engine.swap", "engine.tier", "engine.view",
 )  # fmt: skip
-"""What holds the state of a replica: names in `sim/engine`."""
+"""What holds the state of a replica and what prices its steps: names in the package."""
 
-HERE = Path(__file__).parent / "engine"
-PACKAGE = "stepline.sim.engine"
+HERE = Path(__file__).parent
+PACKAGE = "stepline.sim"
 SWITCH = "STEPLINE_INTERPRETED"
+
+
+def source(folder: Path, name: str) -> Path:
+    """The Python of a module, in a folder that holds the package."""
+    return folder.joinpath(*name.split(".")).with_suffix(".py")
 
 
 def digest(folder: Path) -> str:
     """Of the sources in a folder; the library that they are compiled to carries it in its name."""
     total = hashlib.sha256()
     for name in MODULES:
-        total.update((folder / f"{name}.py").read_bytes())
+        total.update(source(folder, name).read_bytes())
     return total.hexdigest()[:12]
 
 
@@ -56,10 +63,8 @@ class _SourceFinder:
     """Finds the Python of the core's modules, whatever else lies beside it."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        package, _, module = name.rpartition(".")
-        if package != PACKAGE or module not in MODULES:
-            return None
-        return spec_from_file_location(name, HERE / f"{module}.py")
+        module = name.removeprefix(PACKAGE + ".")
+        return spec_from_file_location(name, source(HERE, module)) if module in MODULES else None
 
 
 def choose() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -15,24 +16,41 @@ if TYPE_CHECKING:
 Tenant = str | None
 
 
+@dataclass(slots=True)
+class Account:
+    """A tenant: its weight, its service so far over that weight, who waits, and how many of its sequences decode."""
+
+    weight: float
+    service: float = 0.0
+    waiting: deque[Sequence] = field(default_factory=deque)
+    n_decoding: int = 0
+
+    def charge(self, cost: float) -> None:
+        """More service."""
+        self.service += cost / self.weight
+
+
 class FairQueue:
     """A `WaitingQueue` that serves the tenant with the smallest weighted service first, FCFS within a tenant.
 
     Service is `prompt_cost` per prompt token when a sequence joins and `output_cost` per token generated, divided by
     the tenant's weight. A tenant that comes back after having had nothing waiting starts at no less than the
     smallest counter of those who wait, or, where nobody does, than that of whom was the last to: idleness earns no credit.
+
+    What running sequences generate is charged by tenant, a token a decode step for each that decodes, so that looking at
+    the counters costs as many additions as there are tenants (and prompts under way; with speculation, sequences).
     """
 
     def __init__(self, prompt_cost: float, output_cost: float, weights: Mapping[str, float]) -> None:
         self.prompt_cost, self.output_cost = prompt_cost, output_cost
         self.weights = weights
-        self.counters: dict[Tenant, float] = {}
-        self._queues: dict[Tenant, deque[Sequence]] = {}
-        self._charged: dict[
-            Sequence, int
-        ] = {}  # output tokens of running sequences that are on their counter
-        self._paid: set[int] = set()  # rows whose prompt is on their tenant's counter
-        self._last: Tenant = None  # whose queue ran empty last
+        self._accounts: dict[Tenant, Account] = {}
+        self._charged: dict[Sequence, int] = {}  # admitted, not known to decode: output tokens on the account
+        self._ahead: dict[Sequence, int] = {}  # who decodes: output tokens on the account, less the clock
+        self._clock = 0  # decode steps charged
+        self._steps = 0  # decode steps of the view at the last look
+        self._paid: set[int] = set()  # rows whose prompt is on the account
+        self._last: Account | None = None  # whose queue ran empty last
         self._size = 0
         self._view: Any = None
 
@@ -44,15 +62,17 @@ class FairQueue:
 
     def append(self, seq: Sequence) -> None:
         """A request arrives; its tenant's counter is lifted if it had nothing waiting."""
-        self._lift(seq.tenant)
-        self._queues.setdefault(seq.tenant, deque()).append(seq)
+        account = self._account(seq.tenant)
+        if not account.waiting:
+            account.service = max(account.service, self._least())
+        account.waiting.append(seq)
         self._size += 1
 
     def appendleft(self, seq: Sequence) -> None:
         """A preempted sequence returns to the head of its tenant's queue; what it was charged stays."""
-        self._settle(seq)
-        self._charged.pop(seq, None)
-        self._queues.setdefault(seq.tenant, deque()).appendleft(seq)
+        account = self._account(seq.tenant)
+        self._close(account, seq, self._view.generated_tokens(seq))
+        account.waiting.appendleft(seq)
         self._size += 1
 
     def popleft(self) -> Sequence:
@@ -63,75 +83,104 @@ class FairQueue:
 
     def remove(self, seq: Sequence) -> None:
         """Admit one, unless its client has gone; only computing pays, so a recomputed prompt is not charged again."""
-        queue = self._queues[seq.tenant]
+        account = self._accounts[seq.tenant]
+        queue = account.waiting
         if queue[0] is seq:
             queue.popleft()
         else:
             queue.remove(seq)
         self._size -= 1
         if not queue:
-            self._last = seq.tenant
+            self._last = account
         if seq.aborted:
             return
         if seq.index not in self._paid:  # else it was preempted, or has loaded its KV and joins now
             self._paid.add(seq.index)
-            self._charge(seq.tenant, self.prompt_cost * seq.input_tokens)
+            account.charge(self.prompt_cost * seq.input_tokens)
         self._charged[seq] = seq.generated_tokens
 
     def ended(self, seq: Sequence) -> None:
         """The rest of its output is charged."""
         self._paid.discard(seq.index)
-        if seq in self._charged:
-            self._charge(seq.tenant, self.output_cost * (seq.generated_tokens - self._charged.pop(seq)))
+        self._close(self._account(seq.tenant), seq, seq.generated_tokens)
 
     def __getitem__(self, index: SupportsIndex) -> Sequence:
         return next(iter(self))
 
     def __contains__(self, seq: object) -> bool:
-        return any([seq in queue for queue in self._queues.values()])
+        return any([seq in account.waiting for account in self._accounts.values()])
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Sequence]:
         """As they would be admitted one after the other, each charged its prompt before the next is chosen."""
-        for seq in self._charged:
-            self._settle(seq)
-        heap = [
-            (self.counters.get(t, 0.0), t or "", iter(queue)) for t, queue in self._queues.items() if queue
+        self._settle()
+        queues = [
+            (account.service, tenant or "", account, iter(account.waiting))
+            for tenant, account in self._accounts.items()
+            if account.waiting
         ]
-        heapify(heap)
-        while heap:
-            counter, name, ahead = heap[0]
+        heapify(queues)
+        while queues:
+            service, name, account, ahead = queues[0]
             first = next(ahead, None)
             if first is None:
-                heappop(heap)
+                heappop(queues)
                 continue
             yield first
-            cost = self.prompt_cost * first.input_tokens / self._weight(name)
-            heapreplace(heap, (counter + cost, name, ahead))
+            cost = self.prompt_cost * first.input_tokens / account.weight
+            heapreplace(queues, (service + cost, name, account, ahead))
 
     # -- counters ---------------------------------------------------------------------------------------------------
 
-    def _weight(self, tenant: Tenant) -> float:
-        return self.weights.get(tenant or "", 1.0)
+    def service(self, tenant: Tenant) -> float:
+        """What a tenant has been served over its weight, as of the last look at the queue."""
+        account = self._accounts.get(tenant)
+        return 0.0 if account is None else account.service
 
-    def _charge(self, tenant: Tenant, cost: float) -> None:
-        self.counters[tenant] = self.counters.get(tenant, 0.0) + cost / self._weight(tenant)
+    def _account(self, tenant: Tenant) -> Account:
+        found = self._accounts.get(tenant)
+        if found is None:
+            found = self._accounts[tenant] = Account(self.weights.get(tenant or "", 1.0))
+        return found
 
-    def _settle(self, seq: Sequence) -> None:
-        """Charge what a running sequence has generated since it was looked at last."""
-        if seq in self._charged:
-            now = self._view.generated_tokens(seq)
-            self._charge(seq.tenant, self.output_cost * (now - self._charged[seq]))
-            self._charged[seq] = now
+    def _least(self) -> float:
+        """Where a tenant starts that has been idle."""
+        active = [account.service for account in self._accounts.values() if account.waiting]
+        if active:
+            return min(active)
+        return self._last.service if self._last is not None else 0.0
 
-    def _lift(self, tenant: Tenant) -> None:
-        if self._queues.get(tenant):
-            return
-        active = [self.counters.get(t, 0.0) for t, queue in self._queues.items() if queue]
-        least = min(active) if active else self.counters.get(self._last, 0.0)
-        self.counters[tenant] = max(self.counters.get(tenant, 0.0), least)
+    def _settle(self) -> None:
+        """Charge what running sequences have generated since the last look."""
+        view, cost = self._view, self.output_cost
+        passed = view.decode_steps - self._steps
+        self._steps += passed
+        if passed > 0:  # fewer: nobody has decoded in between, and those of then have ended or are about to
+            self._clock += passed
+            for account in self._accounts.values():
+                if account.n_decoding:
+                    account.charge(cost * account.n_decoding * passed)
+        for seq, charged in list(self._charged.items()):
+            account = self._accounts[seq.tenant]
+            generated = view.generated_tokens(seq)
+            if generated != charged:
+                account.charge(cost * (generated - charged))
+                self._charged[seq] = generated
+            if view.emits_one and view.decodes(seq):
+                del self._charged[seq]
+                account.n_decoding += 1
+                self._ahead[seq] = generated - self._clock
+
+    def _close(self, account: Account, seq: Sequence, generated: int) -> None:
+        """Charge what is left of `generated` tokens of a sequence that runs no longer."""
+        ahead = self._ahead.pop(seq, None)
+        if ahead is not None:
+            account.n_decoding -= 1
+            account.charge(self.output_cost * (generated - ahead - self._clock))
+        elif seq in self._charged:
+            account.charge(self.output_cost * (generated - self._charged.pop(seq)))
 
 
 class FairPolicy(OrderedPolicy):

@@ -25,8 +25,8 @@ class LevelOrder:
     def key(self, seq: Sequence) -> tuple[int, float]:
         """Level by service: the prompt (which a job joins with: skip-join) and what was generated since."""
         served = seq.input_tokens + self._view.generated_tokens(seq)
-        level = (served // self.quantum_tokens).bit_length()
-        return (min(level, self.levels - 1), seq.arrival_s)
+        level, last = (served // self.quantum_tokens).bit_length(), self.levels - 1
+        return (level if level < last else last, seq.arrival_s)
 
 
 class FeedbackPolicy(OrderedPolicy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from stepline.sim.engine.contracts import Plan
@@ -48,9 +48,8 @@ class OrderedPolicy(ChunkedPolicy):
         plan = super().plan(view)
         if not self.preemptive or not view.n_waiting or plan.preempt:
             return plan
-        if self.moves:
-            plan = replace(plan, ask_every_step=True)
-        head = next(iter(view.waiting))
+        plan.ask_every_step = self.moves and not plan.chunks
+        head = view.waiting[0]
         if any([seq is head for seq, _ in plan.chunks]) or not self._lacks_room(view, head, plan.chunks):
             return plan
         return self._displace(view, head) or plan
@@ -67,7 +66,7 @@ class OrderedPolicy(ChunkedPolicy):
         if not self.preemptive or not view.n_waiting:
             return super()._continue_prompts(view, budget, gone)
         order = view.waiting.order
-        head = next(iter(view.waiting))
+        head = view.waiting[0]
         rank, wanted = order.key(head), head.prompt_tokens - view.cached_tokens(head)
         if self._lacks_room(view, head, []):
             wanted = 0
@@ -102,12 +101,12 @@ class OrderedPolicy(ChunkedPolicy):
 
     def _displace(self, view: Any, head: Sequence) -> Plan | None:
         """A plan in which `head` joins in place of running sequences that rank behind it; None if that is too few."""
-        order = view.waiting.order
-        rank = order.key(head)
-        behind = [seq for seq in view.newest_first() if order.key(seq) > rank]
-        behind.sort(key=order.key, reverse=True)
+        key = view.waiting.order.key
+        rank = key(head)
+        behind = [(k, seq) for seq in view.newest_first() if (k := key(seq)) > rank]
+        behind.sort(key=itemgetter(0), reverse=True)
         gone: set[Sequence] = set()
-        for victim in behind:
+        for _, victim in behind:
             gone.add(victim)
             chunks = self._continue_prompts(view, self.prompt_budget(view), gone)
             plan = self._with(view, head, chunks, gone)
@@ -128,4 +127,4 @@ class OrderedPolicy(ChunkedPolicy):
         if tokens <= 0 or seats <= 0 or view.blocks_needed(head, tokens) > free:
             return None
         victims = tuple([s for s in view.newest_first() if s in gone])
-        return Plan([*chunks, (head, tokens)], preempt=victims, ask_every_step=self.moves)
+        return Plan([*chunks, (head, tokens)], preempt=victims)

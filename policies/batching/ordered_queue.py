@@ -76,9 +76,17 @@ class OrderedQueue:
 
     def popleft(self) -> Sequence:
         """Take the first one out."""
-        seq = self[0]
+        seq = self.first()
         self.remove(seq)
         return seq
+
+    def first(self) -> Sequence:
+        """The head of the queue, which must not be empty; what reading it in order begins with, for less."""
+        if self.patience_s is not None:
+            for seq in self._impatient(self._view.now_s - self.patience_s):
+                return seq
+        self._drop_stale()
+        return self._heap[0][2]
 
     def remove(self, seq: Sequence) -> None:
         """Take any one out."""
@@ -88,7 +96,7 @@ class OrderedQueue:
             heapify(self._heap)
 
     def __getitem__(self, index: SupportsIndex) -> Sequence:
-        return next(iter(self))
+        return self.first()
 
     def __contains__(self, seq: object) -> bool:
         return seq in self._entry
@@ -99,9 +107,8 @@ class OrderedQueue:
     def __iter__(self) -> Iterator[Sequence]:
         since = -inf if self.patience_s is None else self._view.now_s - self.patience_s
         yield from self._impatient(since)
+        self._drop_stale()
         heap, entry = self._heap, self._entry
-        while heap and entry.get(heap[0][2]) != heap[0][1]:
-            heappop(heap)
         frontier = [(heap[0], 0)] if heap else []
         while frontier:  # the heap is a tree whose parents come first: walk it best first
             (_, number, seq), place = heappop(frontier)
@@ -110,6 +117,12 @@ class OrderedQueue:
                     heappush(frontier, (heap[child], child))
             if entry.get(seq) == number and self._since(number) >= since:
                 yield seq
+
+    def _drop_stale(self) -> None:
+        """Leave one that waits at the top of the heap."""
+        heap, entry = self._heap, self._entry
+        while heap and entry.get(heap[0][2]) != heap[0][1]:
+            heappop(heap)
 
     def _impatient(self, since: float) -> Iterator[Sequence]:
         """Those who joined before `since`, in that order; read as far as they are asked for."""

@@ -15,6 +15,7 @@ from .calibration import KernelFit
 from .forms import Array, Split
 from .residual import TILE_ROWS, ResidualGrid, prefill_features
 from .specs import GpuSpec, ModelSpec
+from .step_seconds import ChunkSeconds
 
 Segments = tuple[list[float], list[float], list[float]]
 """Piecewise-linear seconds over total context: ends (all but the last piece's), bases, slopes."""
@@ -164,50 +165,44 @@ class PrefillAttention:
         self.split_history = history == "split-kv"
         self.peak, self.bandwidth = peak, gpu.hbm_bytes_per_s
         self.residual = fit.residual.at(slice_at) if fit.residual is not None and slice_at else None
-        self._log_factor = self.residual.scalar2() if self.residual is not None else None
         self._heads = slice_at or {"heads": 1.0, "kv_heads": 1.0}
+        self._price = self._scalar()
+
+    def _scalar(self) -> ChunkSeconds:
         axes = self.residual.axes if self.residual is not None else {}
-        self._rows_per_prompt = self._heads["kv_heads"] if "kv_rows" in axes else 1.0
-        self._tiles_per_token = self._heads["heads"] / TILE_ROWS if "tiles" in axes else None
+        shape, heads = self.shape, self._heads
+        return ChunkSeconds(
+            layers=self.layers,
+            window=self.window,
+            split_history=self.split_history,
+            t0_s=self.t0_s,
+            exponent=self.exponent,
+            wave_s=self.wave_s,
+            chain_s_per_key=self.chain_s_per_key,
+            n_sm=self.n_sm,
+            store_s_per_token=self.store_s_per_token,
+            flops_per_s=self.flops_per_s,
+            bytes_per_s=self.bytes_per_s,
+            history_bytes_per_s=self.history_bytes_per_s,
+            peak=self.peak,
+            bandwidth=self.bandwidth,
+            flops_per_pair=shape.flops_per_pair,
+            query_bytes=shape.query_bytes,
+            kv_bytes=shape.kv_bytes,
+            kv_floor_bytes=shape.kv_floor_bytes,
+            expand_flops=shape.expand_flops,
+            kv_heads=shape.kv_heads,
+            tiles_per_query=shape.group / forms.QUERY_TILE,
+            log_factor=self.residual.scalar2() if self.residual is not None else None,
+            rows_per_prompt=heads["kv_heads"] if "kv_rows" in axes else 1.0,
+            tiles_per_token=heads["heads"] / TILE_ROWS if "tiles" in axes else None,
+        )
 
     def seconds(
         self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
     ) -> float:
         """Seconds of the chunks of one step (scalars); what `split` sums to. `joined`: the launch is the decodes'."""
-        if self.window is not None:
-            pairs, kv_tokens = self._windowed(tokens, seqs, pairs, kv_tokens)
-        shape = self.shape
-        history = kv_tokens - tokens if kv_tokens > tokens else 0.0
-        fresh, streamed, extra = pairs, kv_tokens, history * shape.expand_flops / self.flops_per_s
-        if self.split_history and history > 0:
-            fresh, streamed = min(tokens * (tokens / seqs + 1.0) / 2.0, pairs), tokens
-            extra += max(
-                (pairs - fresh) * shape.flops_per_pair / self.flops_per_s,
-                history * shape.kv_bytes / self.history_bytes_per_s,
-            )
-        compute = fresh * shape.flops_per_pair / self.flops_per_s
-        memory = (tokens * shape.query_bytes + streamed * shape.kv_bytes) / self.bytes_per_s
-        chain = self.chain_s_per_key * streamed / seqs
-        main = compute if compute > memory else memory
-        if chain > main:
-            main = chain
-        if self.exponent != math.inf:  # the largest term scaled out, as forms.p_norm does
-            p = self.exponent
-            main *= ((compute / main) ** p + (memory / main) ** p + (chain / main) ** p) ** (1.0 / p)
-        tiles = seqs * shape.kv_heads * math.ceil(tokens / seqs * shape.group / forms.QUERY_TILE)
-        waves = tiles / self.n_sm - 1.0
-        seconds = main + self.wave_s * (waves if waves > 0.0 else 0.0) + (0.0 if joined else self.t0_s)
-        seconds += self.store_s_per_token * tokens
-        if self._log_factor is not None:
-            length = 2.0 * fresh / tokens - 1.0
-            rows = self._rows_per_prompt * tokens / length
-            if self._tiles_per_token is not None:
-                rows = self._tiles_per_token * tokens
-            wanted = seconds * math.exp(self._log_factor(rows, length)) + extra
-            floor_bytes = tokens * shape.query_bytes + kv_tokens * shape.kv_floor_bytes
-            floor_flops = pairs * shape.flops_per_pair + history * shape.expand_flops
-            return self.layers * max(wanted, floor_flops / self.peak, floor_bytes / self.bandwidth)
-        return self.layers * (seconds + extra)
+        return self._price.seconds(tokens, seqs, pairs, kv_tokens, joined)
 
     def split(
         self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array, joined: Any = False

@@ -49,7 +49,7 @@ class DataParallelCostModel(RooflineCostModel):
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step of the group."""
         rank = self.rank_work(work)
-        return self._hosted(rank, self._rank_s(rank, work))
+        return self._price.hosted(rank, self._rank_s(rank, work))
 
     @property
     def decode_lines(self) -> Mapping[int, Lines] | None:  # type: ignore[override]  # None: `leap` is asked
@@ -72,7 +72,7 @@ class DataParallelCostModel(RooflineCostModel):
         return [(fixed, slope * share, end / share) for fixed, slope, end in lines]
 
     def _rank_s(self, rank: StepWork, work: StepWork) -> float:
-        return self._gpu_s(rank) + self._group_s(work.new_tokens)
+        return self._price.gpu_s(rank) + self._group_s(work.new_tokens)
 
     def _group_s(self, tokens: int) -> float:
         if tokens >= len(self._group.seconds):

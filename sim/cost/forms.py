@@ -49,14 +49,13 @@ def p_norm(exponent: float, *terms: Any) -> Any:
 
 def split_by_largest(latency: Any, main: Any, terms: Mapping[str, Any]) -> Split:
     """Book `latency` seconds under latency and `main` seconds under the bound of the largest of `terms`."""
-    names = list(terms)
-    stack = np.stack(
-        np.broadcast_arrays(*(np.asarray(terms[name], dtype=float) for name in names), main)[:-1]
-    )
-    winner = stack.argmax(axis=0)
-    main = np.broadcast_to(np.asarray(main, dtype=float), winner.shape)
-    split: Split = {"latency": np.broadcast_to(np.asarray(latency, dtype=float), winner.shape).copy()}
-    for index, name in enumerate(names):
+    *rivals, main = np.broadcast_arrays(*terms.values(), np.asarray(main, dtype=float))
+    largest, winner = rivals[0], np.zeros(main.shape, dtype=np.int8)
+    for index, rival in enumerate(rivals[1:], 1):
+        winner = np.where(rival > largest, index, winner)
+        largest = np.maximum(largest, rival)
+    split: Split = {"latency": np.broadcast_to(np.asarray(latency, dtype=float), main.shape).copy()}
+    for index, name in enumerate(terms):
         part = np.where(winner == index, main, 0.0)
         split[name] = split[name] + part if name in split else part
     return split

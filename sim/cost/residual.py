@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stepline.traces.errors import CalibrationError
+
+from .step_seconds import LogFactor
 
 Array = NDArray[np.float64]
 
@@ -114,7 +115,7 @@ class ResidualGrid:
             total = total + weight * self.values[tuple(index)]
         return total
 
-    def scalar2(self) -> Callable[[float, float], float]:
+    def scalar2(self) -> LogFactor:
         """A fast scalar `log_factor` of a grid with two axes left, arguments in the order of the axes.
 
         Raises:
@@ -122,23 +123,8 @@ class ResidualGrid:
         """
         if len(self.axes) != 2:
             raise CalibrationError(f"residual: got axes {', '.join(self.axes)}, expected two open ones")
-        (xs, ys), table = ([np.log(knots).tolist() for knots in self.axes.values()]), self.values.tolist()
-        fade, last_x, last_y = self.fade, len(xs) - 1, len(ys) - 1
-        least_x, most_x, least_y, most_y = xs[0] - fade, xs[-1] + fade, ys[0] - fade, ys[-1] + fade
-
-        def at(x: float, y: float) -> float:
-            log_x, log_y = math.log(x if x > 1e-9 else 1e-9), math.log(y if y > 1e-9 else 1e-9)
-            if not (least_x < log_x < most_x and least_y < log_y < most_y):
-                return 0.0  # so far outside that nothing of it is left
-            i, u, inside_x = _place(log_x, xs, fade)
-            j, v, inside_y = _place(log_y, ys, fade)
-            low, high = table[i], table[i + 1 if i < last_x else last_x]
-            k = j + 1 if j < last_y else last_y
-            below = (1.0 - v) * low[j] + v * low[k]
-            above = (1.0 - v) * high[j] + v * high[k]
-            return float((1.0 - u) * below + u * above) * (inside_x * inside_y)
-
-        return at
+        xs, ys = ([math.log(x) for x in knots] for knots in self.axes.values())
+        return LogFactor(xs, ys, self.values.tolist(), self.fade)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; log ratios as whole thousandths (0.1 %), which keeps the files small."""
@@ -173,16 +159,3 @@ class ResidualGrid:
             if any(b <= a for a, b in pairwise(knots)) or knots[0] <= 0:
                 raise CalibrationError(f"{where}.axes.{name}: got {knots}, expected increasing knots > 0")
         return cls(axes, values, fade)
-
-
-def _place(x: float, knots: list[float], fade: float) -> tuple[int, float, float]:
-    """Scalar twin of `ResidualGrid._locate`: cell, position in it, fade weight."""
-    if knots[0] <= x < knots[-1]:  # most shapes
-        low = bisect_right(knots, x) - 1
-        return low, (x - knots[low]) / (knots[low + 1] - knots[low]), 1.0
-    outside = max(knots[0] - x, 0.0) + max(x - knots[-1], 0.0)
-    weight = min(max(1.0 - outside / fade, 0.0), 1.0)
-    if len(knots) == 1:
-        return 0, 0.0, weight
-    low = min(max(bisect_right(knots, x) - 1, 0), len(knots) - 2)
-    return low, min(max((x - knots[low]) / (knots[low + 1] - knots[low]), 0.0), 1.0), weight

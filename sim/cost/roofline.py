@@ -19,13 +19,13 @@ from .forms import Array, Split
 from .kernel_parts import KernelParts, compute_peak
 from .ranges import RangeLog
 from .specs import EngineProfile, GpuSpec, ModelSpec
+from .step_seconds import StepSeconds
 from .token_costs import CountTable, graph_padding
 from .work import Progression, StepCost, StepWork, context_column
 
 __all__ = ["IDEAL", "RooflineCostModel", "compute_peak", "context_column"]
 
 IDEAL = EngineProfile(name="ideal")
-CHUNKS_REMEMBERED = 1 << 16
 HISTORY_RULES = ("work", "split-kv")
 
 
@@ -131,9 +131,22 @@ class RooflineCostModel:
         if self._overlap:
             self._host_s += self._launch_s
         self._joined = engine.varlen_attention
-        self._chunk_s: dict[tuple[int, int, float, float, bool], float] = {}
         self._lines = DecodeLines(self._decode_lines)
-        self._one_window = self._decode[0].segments if len(self._decode) == 1 else None
+        self._price = StepSeconds(
+            self._tokens,
+            self._rows,
+            list(self._prompts),
+            list(self._prefill),
+            list(self._decode),
+            queries=queries,
+            varlen=self._joined,
+            host_s=self._host_s,
+            host_per_seq_s=self._host_per_seq_s,
+            prompt_launches_s=self._prompt_launches_s,
+            launch_s=self._launch_s,
+            generated_s=self.generated_s,
+            overlap=self._overlap,
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -153,63 +166,13 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        return self._hosted(work, self._gpu_s(work))
-
-    def _hosted(self, work: StepWork, gpu_s: float) -> float:
-        """Seconds of a step with its host time: behind the GPU's, or before it."""
-        host = self._host_s + self._host_per_seq_s * (work[1] + work[4])
-        if work[1]:
-            host += self._prompt_launches_s
-        if self._overlap:
-            return (host if host > gpu_s else gpu_s) + self.generated_s * work[7]
-        return (gpu_s if gpu_s > self._launch_s else self._launch_s) + host + self.generated_s * work[7]
-
-    def _gpu_s(self, work: StepWork) -> float:
-        prefill_tokens, prefill_seqs, pairs, kv_tokens, n_decode, context_tokens, rows, _ = work
-        tokens = prefill_tokens + self.queries * n_decode
-        try:
-            total = self._tokens.seconds[tokens] + self._rows.seconds[rows]
-        except IndexError:
-            self._tokens.grow(tokens)
-            self._rows.grow(rows)
-            return self._gpu_s(work)
-        if n_decode:
-            if self._one_window is not None:
-                context = context_tokens[0]
-                ends, bases, slopes = self._one_window(n_decode)
-                piece = bisect_left(ends, context) if ends else 0
-                total += bases[piece] + slopes[piece] * context
-            else:
-                for attention, context in zip(self._decode, context_tokens, strict=True):
-                    total += attention.seconds(n_decode, context)
-        if prefill_tokens:
-            joined = self._joined and n_decode > 0
-            if kv_tokens == prefill_tokens and prefill_seqs == 1 and 2 * pairs == kv_tokens * (kv_tokens + 1):
-                prompts = self._prompts[joined]
-                if prefill_tokens >= len(prompts.seconds):
-                    prompts.grow(prefill_tokens)
-                total += prompts.seconds[prefill_tokens]
-            else:
-                chunks = (prefill_tokens, prefill_seqs, pairs, kv_tokens, joined)
-                seconds = self._chunk_s.get(chunks)
-                total += self._chunk_attention_s(chunks) if seconds is None else seconds
-        return total
-
-    def _chunk_attention_s(self, chunks: tuple[int, int, float, float, bool]) -> float:
-        """Attention seconds of the chunks of a step, to be remembered: those of a trace repeat.
-
-        The last of `chunks`: whether they share the launches of the step's decodes.
-        """
-        if len(self._chunk_s) >= CHUNKS_REMEMBERED:
-            self._chunk_s.clear()
-        seconds = self._chunk_s[chunks] = sum([prefill.seconds(*chunks) for prefill in self._prefill])
-        return seconds
+        return self._price.step_s(work)
 
     def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)
-        return self._leap(self._gpu_s(work), work, growth, n_steps)
+        return self._leap(self._price.gpu_s(work), work, growth, n_steps)
 
     def _leap(self, gpu_s: float, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """The progression that begins with `gpu_s` on the GPU."""

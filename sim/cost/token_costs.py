@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +11,14 @@ import numpy as np
 from . import forms, operators
 from .calibration import KernelFit
 from .forms import Array, Split
-from .residual import gemm_features, moe_features
+from .residual import ResidualGrid, gemm_features, moe_features
 from .specs import GpuSpec, ModelSpec
 
 FIRST_COUNTS = 1024
-"""Counts tabulated at first; doubled as needed, so that the largest is a power of two, as token budgets are."""
+"""Counts tabulated at first."""
+
+GROWTH = 1.25
+"""What a table grows by at least: prompts of all lengths come one after another."""
 
 
 MOE_LAUNCHES = 6
@@ -54,6 +57,12 @@ class LinearPart:
     fit: KernelFit
     gpu: GpuSpec
     peak: float
+    residual: ResidualGrid | None = field(init=False)
+    """That of the fit, for this layer's outputs and inputs: over rows alone."""
+
+    def __post_init__(self) -> None:
+        whole, layer = self.fit.residual, {"n": self.linear.n, "k": self.linear.k}
+        object.__setattr__(self, "residual", whole and whole.at(layer))
 
     @property
     def kernel(self) -> str:
@@ -70,8 +79,8 @@ class LinearPart:
         n, k = self.linear.n, self.linear.k
         bytes_ = self._bytes(tokens)
         split = forms.gemm(tokens, n, k, bytes_, self.fit.constants, self.gpu, self.peak)
-        if self.fit.residual is not None:
-            log_factor = self.fit.residual.log_factor(gemm_features(tokens, n, k))
+        if self.residual is not None:
+            log_factor = self.residual.log_factor(gemm_features(tokens, n, k))
             floor_s = np.maximum(
                 operators.gemm_flops(tokens, n, k) / self.peak, bytes_ / self.gpu.hbm_bytes_per_s
             )
@@ -169,6 +178,13 @@ class MoePart:
     gpu: GpuSpec
     peak: float
     kernel: str = "moe"
+    residual: ResidualGrid | None = field(init=False)
+    """That of the fit, for these experts: over tokens alone."""
+
+    def __post_init__(self) -> None:
+        whole, shape = self.fit.residual, self._shape()
+        experts = {"width": shape.expert, "n_experts": shape.n_experts, "top_k": shape.top_k}
+        object.__setattr__(self, "residual", whole and whole.at(experts))
 
     @property
     def launches(self) -> int:
@@ -182,10 +198,10 @@ class MoePart:
         slots = activations * operators.spread_overhead(self.ep)
         length = shape.hidden + shape.expert
         split = forms.fused_moe(flops, weights, slots, length, self.fit.constants, self.gpu, self.peak)
-        if self.fit.residual is not None:
+        if self.residual is not None:
             features = moe_features(tokens, shape.expert, shape.n_experts, shape.top_k)
             floor_s = np.maximum(flops / self.peak, (weights + activations) / self.gpu.hbm_bytes_per_s)
-            split = forms.with_residual(split, self.fit.residual.log_factor(features), floor_s)
+            split = forms.with_residual(split, self.residual.log_factor(features), floor_s)
         return forms.scaled(split, self.model.n_moe_layers)
 
     def amounts(self, tokens: Array) -> tuple[Array, Array]:
@@ -209,7 +225,7 @@ class MoePart:
 
 
 class CountTable:
-    """Seconds by count, as a plain list that grows by doubling: the hot path is one index, and so is a breakdown.
+    """Seconds by count, as a plain list that grows as needed: the hot path is one index, and so is a breakdown.
 
     Args:
         parts: what is summed.
@@ -226,9 +242,7 @@ class CountTable:
         """Make `seconds[count]` exist."""
         if count < len(self.seconds):
             return
-        last = max(FIRST_COUNTS, len(self.seconds) - 1)
-        while last < count:
-            last *= 2
+        last = max(FIRST_COUNTS, count, int(GROWTH * len(self.seconds)))
         more = self.evaluate(np.arange(len(self.seconds), last + 1, dtype=float))
         total = sum(forms.total_s(split) for split in more[0].values())
         self.seconds.extend(np.asarray(total).tolist())

@@ -47,6 +47,7 @@ class View(Protocol):
     prefilling: Iterable[Sequence]
     n_decoding: int
     decode_steps: int
+    emits_one: bool
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int

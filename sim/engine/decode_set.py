@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import ClassVar
 
 from .sequence import DECODING, Sequence
 
@@ -80,6 +81,9 @@ class DecodeSet:
         "block_size", "borders", "capped", "counter", "cycle", "emit_s", "grows_evenly", "heap", "inputs", "late", "n",
         "n_growing", "n_live", "offsets", "plain", "since", "windows",
     )  # fmt: skip
+
+    emits_one: ClassVar[bool] = True
+    """One token a step for each."""
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.block_size = self.cycle = block_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from .decode_set import DecodeSet
 
@@ -35,6 +35,8 @@ class SpeculativeDecodeSet(DecodeSet):
     """
 
     __slots__ = ("base", "calendar", "paths", "rate", "tape", "width")
+
+    emits_one: ClassVar[bool] = False
 
     def __init__(self, block_size: int, tape: AcceptanceTape) -> None:
         self.tape = tape

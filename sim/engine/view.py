@@ -80,6 +80,11 @@ class ReplicaView:
         return decode.counter - decode.since if decode.n else 0
 
     @property
+    def emits_one(self) -> bool:
+        """Whether each sequence that decodes emits just one token a step (not with speculation)."""
+        return self._decode.emits_one
+
+    @property
     def free_blocks(self) -> int:
         """KV blocks that can be taken now, evictable cached ones included."""
         kv = self._kv

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
-from stepline.policies.batching.fair import FairPolicy
+import numpy as np
+import pytest
+from stepline.policies.batching.fair import FairPolicy, FairQueue
+from stepline.sim import simulate
 from stepline.sim.engine.sequence import Sequence
+from stepline.traces.trace import Trace
 
 
 def request(index, tenant, tokens=100):
@@ -14,32 +19,90 @@ def request(index, tenant, tokens=100):
     return seq
 
 
+def idle_queue():
+    """A queue of a replica where nothing runs."""
+    queue = FairPolicy().make_queue()
+    queue.attach(
+        SimpleNamespace(
+            generated_tokens=lambda seq: seq.generated_tokens, decode_steps=0, emits_one=True, decodes=lambda seq: False
+        )
+    )
+    return queue
+
+
 def test_a_prompt_is_charged_once_however_often_it_leaves_the_queue():
     """It may come back before anything was computed: from a load of its KV, or preempted."""
-    queue = FairPolicy().make_queue()
-    queue.attach(SimpleNamespace(generated_tokens=lambda seq: seq.generated_tokens))
+    queue = idle_queue()
     seq = request(0, "a")
     queue.append(seq)
     queue.remove(seq)
     queue.appendleft(seq)
     queue.remove(seq)
-    assert queue.counters["a"] == 100
+    assert queue.service("a") == 100
 
 
 def test_idleness_earns_no_credit_even_where_nobody_waits():
     """Sheng et al., Algorithm 2: an empty queue lifts who comes to the counter of the tenant that left it last."""
-    queue = FairPolicy().make_queue()
+    queue = idle_queue()
     busy = request(0, "a")
     queue.append(busy)
     queue.popleft()
     queue.append(request(1, "b"))
-    assert queue.counters["b"] == queue.counters["a"] == 100
+    assert queue.service("b") == queue.service("a") == 100
 
 
 def test_who_comes_while_others_wait_starts_at_the_least_served_of_them():
-    queue = FairPolicy().make_queue()
-    queue.counters = {"a": 50.0, "b": 70.0}
-    for index, tenant in enumerate("ab"):
-        queue._queues.setdefault(tenant, []).append(request(index, tenant))
-    queue.append(request(2, "c"))
-    assert queue.counters["c"] == 50.0
+    queue = idle_queue()
+    for index, (tenant, tokens) in enumerate((("a", 50), ("b", 70))):
+        first = request(index, tenant, tokens)
+        queue.append(first)
+        queue.append(request(index + 2, tenant))
+        queue.remove(first)
+    queue.append(request(4, "c"))
+    assert (queue.service("a"), queue.service("b"), queue.service("c")) == (50.0, 120.0, 50.0)
+
+
+class OneByOneQueue(FairQueue):
+    """Looks at each running sequence, as if no two emitted alike."""
+
+    def attach(self, view: Any) -> None:
+        outer = view
+
+        class Proxy:
+            emits_one = False
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(outer, name)
+
+        super().attach(Proxy())
+
+
+class OneByOnePolicy(FairPolicy):
+    def make_queue(self) -> FairQueue:  # type: ignore[override]
+        return OneByOneQueue(self.prompt_cost, self.output_cost, self.tenant_weights)
+
+
+def tenants(seed: int) -> Trace:
+    """Three tenants, one of them greedy, in bursts."""
+    rng = np.random.default_rng(seed)
+    n = 150
+    return Trace(
+        np.cumsum(rng.exponential(0.02, n) * (rng.random(n) < 0.5)), rng.integers(1, 900, n), rng.integers(1, 150, n),
+        source="generated", columns={"tenant": rng.choice(["a", "b", "gold"], n, p=[0.7, 0.2, 0.1]).astype(object)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_gpu_blocks_override": 150}, {"max_num_seqs": 6, "engine": "ideal"}], ids=repr
+)
+def test_sums_by_tenant_charge_what_looking_at_each_sequence_does(settings):
+    """Costs and weights are sums of powers of two, so that no order of additions rounds."""
+    for seed in range(3):
+        trace = tenants(seed)
+        runs = [
+            simulate(trace, policy=f"{policy}:gold=2", max_model_len=2048, **settings)
+            for policy in ("fair", f"{__file__}:OneByOnePolicy")
+        ]
+        assert runs[0].requests.equals(runs[1].requests)
+    if settings:
+        assert (runs[0].requests["scheduled_s"] - runs[0].requests["arrival_s"]).max() > 1.0

@@ -105,7 +105,9 @@ def test_the_interpreted_form_passes_what_only_it_can_be_asked() -> None:
 def sources(tmp_path: Path) -> Path:
     """A folder with the core's sources and a library that says it was made of them."""
     for name in compiled.MODULES:
-        (tmp_path / f"{name}.py").write_bytes((compiled.HERE / f"{name}.py").read_bytes())
+        copy = compiled.source(tmp_path, name)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(compiled.source(compiled.HERE, name).read_bytes())
     (tmp_path / (compiled.library(tmp_path) + EXTENSION_SUFFIXES[0])).touch()
     return tmp_path
 
@@ -113,7 +115,7 @@ def sources(tmp_path: Path) -> Path:
 def test_an_edit_counts_at_once(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled.SWITCH, raising=False)
     assert compiled.is_compiled(sources)
-    with (sources / "lane.py").open("a") as file:
+    with compiled.source(sources, "engine.lane").open("a") as file:
         file.write("# an edit\n")
     assert not compiled.is_compiled(sources)
 

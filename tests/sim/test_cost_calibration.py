@@ -169,7 +169,7 @@ def test_residual_grids_interpolate_slice_and_fade():
 
 def test_the_scalar_residual_equals_the_grid():
     rng = np.random.default_rng(0)
-    scalar = GRID.scalar2()
+    scalar = GRID.scalar2().at
     for m, n in rng.lognormal(2.0, 2.0, (200, 2)):
         grid = GRID.log_factor({"m": np.array([m]), "n": np.array([n])})[0]
         assert scalar(m, n) == pytest.approx(grid, abs=1e-12)
