@@ -18,7 +18,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-PACKAGE = ROOT / "sim"
 HOUSE = ROOT / "build" / "compile"
 COMMANDS = {"bdist_wheel", "build", "build_ext", "editable_wheel"}
 """Those that compile; others (`egg_info`, `sdist`) need not wait for mypy."""
@@ -59,14 +58,14 @@ def core() -> list[Extension]:
             ROOT / package, HOUSE / "stepline" / package, ignore=shutil.ignore_patterns("*.so", "*.pyd")
         )
     os.environ["MYPYPATH"] = str(HOUSE)
-    sources = [str(compiled.source(HOUSE / "stepline" / "sim", name)) for name in compiled.MODULES]
+    sources = [str(compiled.source(HOUSE / compiled.NAMESPACE, name)) for name in compiled.MODULES]
     options = [
         "--config-file=",
         "--namespace-packages",
         "--explicit-package-bases",
         "--ignore-missing-imports",
     ]
-    library = f"{compiled.PACKAGE}.{compiled.library(PACKAGE).removesuffix('__mypyc')}"
+    library = ".".join((compiled.NAMESPACE, compiled.HOME, compiled.library(ROOT).removesuffix("__mypyc")))
     extensions = mypycify(
         [*options, "--follow-imports=silent", *sources],
         group_name=library, debug_level="0", target_dir=str(HOUSE.relative_to(ROOT)),
@@ -93,8 +92,8 @@ class BuildCore(build_ext):
 
     def run(self) -> None:
         """Remove libraries of other sources before the new one comes."""
-        folder = PACKAGE if self.inplace else Path(self.build_lib, *compiled.PACKAGE.split("."))
-        for old in folder.glob("core_*__mypyc*"):
+        root = ROOT if self.inplace else Path(self.build_lib, compiled.NAMESPACE)
+        for old in (root / compiled.HOME).glob("core_*__mypyc*"):
             old.unlink()
         super().run()
 

@@ -16,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "cost.step_seconds",
-    "engine.adapters", "engine.capped_decode_set", "engine.decode_set", "engine.kv_cache", "engine.lane",
-    "engine.offloading_replica", "engine.replica", "engine.seats", "engine.segment", "engine.sequence",
-    "engine.speculative_decode_set", "engine.swap", "engine.tier", "engine.view",
+    "policies.eviction.lazy_heap",
+    "sim.cost.step_seconds",
+    "sim.engine.adapters", "sim.engine.capped_decode_set", "sim.engine.decode_set", "sim.engine.kv_cache",
+    "sim.engine.lane", "sim.engine.offloading_replica", "sim.engine.replica", "sim.engine.seats", "sim.engine.segment",
+    "sim.engine.sequence", "sim.engine.speculative_decode_set", "sim.engine.swap", "sim.engine.tier", "sim.engine.view",
 )  # fmt: skip
-"""What holds the state of a replica and what prices its steps: names in the package."""
+"""What holds the state of a replica, what prices its steps, and what most eviction policies are made of."""
 
-HERE = Path(__file__).parent
-PACKAGE = "stepline.sim"
+HERE = Path(__file__).parents[1]
+HOME = "sim"
+"""Where in the namespace the library is."""
+NAMESPACE = "stepline"
 SWITCH = "STEPLINE_INTERPRETED"
 
 
 def source(folder: Path, name: str) -> Path:
-    """The Python of a module, in a folder that holds the package."""
+    """The Python of a module, in a folder that holds the namespace."""
     return folder.joinpath(*name.split(".")).with_suffix(".py")
 
 
@@ -51,7 +54,7 @@ def is_compiled(folder: Path = HERE) -> bool:
     if os.environ.get(SWITCH, "0") != "0":
         return False
     name = library(folder)
-    return any((folder / (name + suffix)).exists() for suffix in EXTENSION_SUFFIXES)
+    return any((folder / HOME / (name + suffix)).exists() for suffix in EXTENSION_SUFFIXES)
 
 
 def form() -> str:
@@ -63,7 +66,7 @@ class _SourceFinder:
     """Finds the Python of the core's modules, whatever else lies beside it."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        module = name.removeprefix(PACKAGE + ".")
+        module = name.removeprefix(NAMESPACE + ".")
         return spec_from_file_location(name, source(HERE, module)) if module in MODULES else None
 
 

@@ -90,8 +90,10 @@ class OrderedQueue:
 
     def remove(self, seq: Sequence) -> None:
         """Take any one out."""
-        del self._entry[seq]
-        if len(self._heap) > 2 * len(self._entry) + SLACK:
+        number = self._entry.pop(seq)
+        if self._heap[0][1] == number:
+            heappop(self._heap)
+        elif len(self._heap) > 2 * len(self._entry) + SLACK:
             self._heap = [e for e in self._heap if self._entry.get(e[2]) == e[1]]
             heapify(self._heap)
 

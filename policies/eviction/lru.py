@@ -16,25 +16,26 @@ class LruPolicy:
     """
 
     ignores_inserts = True
+    in_order_of_release = True
 
     def __init__(self) -> None:
-        self._queue: OrderedDict[Segment, None] = OrderedDict()
+        self.queue: OrderedDict[Segment, None] = OrderedDict()
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """Nothing to note: order is by release."""
 
     def on_hit(self, segment: Segment, now_s: float) -> None:
         """Pinned: out of the queue."""
-        self._queue.pop(segment, None)
+        self.queue.pop(segment, None)
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """To the end of the queue."""
-        self._queue[segment] = None
+        self.queue[segment] = None
 
     def victim(self) -> Segment:
         """The head of the queue."""
-        return next(iter(self._queue))
+        return next(iter(self.queue))
 
     def on_evict(self, segment: Segment) -> None:
         """Out of the queue."""
-        del self._queue[segment]
+        del self.queue[segment]

@@ -27,7 +27,8 @@ class TwoQPolicy:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: got {value}, expected a fraction in [0, 1]")
         self.in_frac, self.ghost_frac = in_frac, ghost_frac
-        self._probation, self._main = LazyHeap(), LazyHeap()
+        self._probation = LazyHeap()
+        self._main: OrderedDict[Segment, None] = OrderedDict()
         self._place: dict[
             Segment, int
         ] = {}  # of those on probation: order of first release (0: not released yet)
@@ -45,24 +46,28 @@ class TwoQPolicy:
 
     def on_hit(self, segment: Segment, now_s: float) -> None:
         """Pinned; a hit on probation changes nothing else."""
-        if not self._main.discard(segment):
+        if self._place.get(segment) is None:
+            self._main.pop(segment, None)
+        else:
             self._probation.discard(segment)
 
     def on_release(self, segment: Segment, now_s: float) -> None:
         """Back to its place on probation, or to the young end of the main list."""
-        self._count += 1
         place = self._place.get(segment)
         if place is None:
-            self._main.push(segment, self._count)
+            self._main[segment] = None
             return
+        self._count += 1
         self._place[segment] = place = place or self._count
         self._probation.push(segment, place)
 
     def victim(self) -> Segment:
         """The oldest on probation while those are too many, else the oldest of the main list."""
-        crowded = len(self._place) > self.in_frac * self._live
-        first, second = (self._probation, self._main) if crowded else (self._main, self._probation)
-        segment = first.first() or second.first()
+        segment = None
+        if not self._main or len(self._place) > self.in_frac * self._live:
+            segment = self._probation.first()
+        if segment is None:
+            segment = next(iter(self._main), None)
         if segment is None:
             raise InvariantError("TwoQPolicy: asked for a victim, but nothing is evictable")
         return segment
@@ -70,9 +75,11 @@ class TwoQPolicy:
     def on_evict(self, segment: Segment) -> None:
         """Keys that leave probation are remembered for a while."""
         self._live -= 1
-        if not self._main.discard(segment):
-            self._probation.discard(segment)
-        if self._place.pop(segment, None) is not None and segment.key is not None:
+        if self._place.pop(segment, None) is None:
+            self._main.pop(segment, None)
+            return
+        self._probation.discard(segment)
+        if segment.key is not None:
             self._ghosts[segment.key] = None
             while len(self._ghosts) > self.ghost_frac * (self._live + 1):
                 self._ghosts.popitem(last=False)

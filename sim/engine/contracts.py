@@ -206,6 +206,8 @@ class EvictionPolicy(Protocol):
     `leaves_only = True`: a segment that a cached one continues is never the victim (tiers below the GPU ask: what is
     being read there keeps all that it continues).
     `ignores_inserts = True`: `on_insert` does nothing, and need not be called.
+    `in_order_of_release = True` in the body of the class itself (a subclass may do more): all that its methods do is keep
+    the evictable segments in `queue`, an `OrderedDict`, first to go first; the engine then does that itself.
     `head_first = True`: a cache-only replay (`simulate trace reuse`) hands it a prompt's blocks head first, the order
     of computation; else tail first, the order of release.
     """

@@ -20,6 +20,7 @@ from stepline.traces.errors import ConfigError, InvariantError
 from .segment import Segment
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
     from collections.abc import Iterable
 
     from .contracts import EvictionPolicy
@@ -87,16 +88,11 @@ class KVCache:
         self.usable = blocks - 1
         self.free = self.usable
         self.evictable = 0
-        self.eviction = eviction
         self.index: dict[int, Segment] = {}
         self.version = 0
         self.clock: Clock = Stopped()
         self.below: Below | None = None
-        self._on_insert = (
-            None if eviction is None or getattr(eviction, "ignores_inserts", False) else eviction.on_insert
-        )
-        self._on_admit = getattr(eviction, "on_admit", None)
-        self._expired = getattr(eviction, "expired", None)
+        self._ask(eviction)
         self.private_keys = 0
         self.evicted_blocks = 0
         self.hit_tokens = 0
@@ -106,14 +102,21 @@ class KVCache:
     def wipe(self, eviction: EvictionPolicy | None) -> None:
         """Everything is gone: the memory was lost. `eviction`: a fresh policy (None: no caching); counts go on."""
         self.free, self.evictable = self.usable, 0
-        self.eviction = eviction
         self.index.clear()
         self.version += 1
+        self._ask(eviction)
+
+    def _ask(self, eviction: EvictionPolicy | None) -> None:
+        """Look up once what a policy has (`contracts.EvictionPolicy`)."""
+        self.eviction = eviction
         self._on_insert = (
             None if eviction is None or getattr(eviction, "ignores_inserts", False) else eviction.on_insert
         )
         self._on_admit = getattr(eviction, "on_admit", None)
         self._expired = getattr(eviction, "expired", None)
+        self._queue: OrderedDict[Segment, None] | None = None
+        if vars(type(eviction)).get("in_order_of_release", False):
+            self._queue = getattr(eviction, "queue")  # noqa: B009 - not in the protocol
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -202,8 +205,9 @@ class KVCache:
         self.evicted_blocks += blocks
         self.evictable -= blocks
         victim, on_evict, index, below = eviction.victim, eviction.on_evict, self.index, self.below
+        queue = self._queue
         while blocks > 0:
-            segment = victim()
+            segment = next(iter(queue)) if queue is not None else victim()
             if below is not None:
                 below.evicted(segment, self.clock.now_s)
             left = segment.blocks - blocks
@@ -212,7 +216,10 @@ class KVCache:
                 return
             blocks = -left
             segment.blocks = 0
-            on_evict(segment)
+            if queue is not None:
+                del queue[segment]
+            else:
+                on_evict(segment)
             if segment.key is not None:
                 del index[segment.key]
 
@@ -265,9 +272,12 @@ class KVCache:
         """Pin cached segments, which is a use of each."""
         if self.eviction is None:
             return
-        on_hit, now_s = self.eviction.on_hit, self.clock.now_s
+        on_hit, now_s, queue = self.eviction.on_hit, self.clock.now_s, self._queue
         for segment in segments:
-            on_hit(segment, now_s)
+            if queue is not None:
+                queue.pop(segment, None)
+            else:
+                on_hit(segment, now_s)
             if not segment.refs:
                 self.evictable -= segment.blocks
             segment.refs += 1
@@ -277,12 +287,15 @@ class KVCache:
         """Let go of pinned segments, in this order."""
         if self.eviction is None:
             return
-        on_release, now_s = self.eviction.on_release, self.clock.now_s
+        on_release, now_s, queue = self.eviction.on_release, self.clock.now_s, self._queue
         for segment in segments:
             segment.refs -= 1
             if not segment.refs:
                 self.evictable += segment.blocks
-                on_release(segment, now_s)
+                if queue is not None:
+                    queue[segment] = None
+                else:
+                    on_release(segment, now_s)
         self.version += 1
 
     def insert(self, segment: Segment) -> None:

@@ -24,7 +24,10 @@ def idle_queue():
     queue = FairPolicy().make_queue()
     queue.attach(
         SimpleNamespace(
-            generated_tokens=lambda seq: seq.generated_tokens, decode_steps=0, emits_one=True, decodes=lambda seq: False
+            generated_tokens=lambda seq: seq.generated_tokens,
+            decode_steps=0,
+            emits_one=True,
+            decodes=lambda seq: False,
         )
     )
     return queue

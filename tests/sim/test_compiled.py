@@ -106,16 +106,16 @@ def sources(tmp_path: Path) -> Path:
     """A folder with the core's sources and a library that says it was made of them."""
     for name in compiled.MODULES:
         copy = compiled.source(tmp_path, name)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(compiled.source(compiled.HERE, name).read_bytes())
-    (tmp_path / (compiled.library(tmp_path) + EXTENSION_SUFFIXES[0])).touch()
+    (tmp_path / compiled.HOME / (compiled.library(tmp_path) + EXTENSION_SUFFIXES[0])).touch()
     return tmp_path
 
 
 def test_an_edit_counts_at_once(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled.SWITCH, raising=False)
     assert compiled.is_compiled(sources)
-    with compiled.source(sources, "engine.lane").open("a") as file:
+    with compiled.source(sources, "sim.engine.lane").open("a") as file:
         file.write("# an edit\n")
     assert not compiled.is_compiled(sources)
 
