@@ -122,7 +122,7 @@ def test_a_round_is_the_stages_times_the_slowest_on_its_micro_batch():
     assert model.step_s(decodes(64)) == pytest.approx(4 * last)
 
 
-def _round_by_events(stage_s: list[float], n_stages: int, rounds: int = 60) -> float:
+def _round_by_events(stage_s: list[float], n_stages: int, rounds: int = 200) -> float:
     """Seconds between the starts of a cohort whose micro-batches keep each of the stages busy for `stage_s[cohort]`:
     first come, first served, and a cohort starts anew when it has left the last stage."""
     free = [0.0] * n_stages
@@ -141,8 +141,9 @@ def _round_by_events(stage_s: list[float], n_stages: int, rounds: int = 60) -> f
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0.1, 3.0), min_size=2, max_size=6))
+@given(st.lists(st.integers(1, 12).map(lambda quarters: quarters / 4), min_size=2, max_size=6))
 def test_a_pipeline_walked_by_events_keeps_the_pace_of_its_largest_micro_batch(stage_s):
+    """Whole quarters of a second: two that differ by next to nothing would take for ever to settle."""
     assert _round_by_events(stage_s, len(stage_s)) == pytest.approx(len(stage_s) * max(stage_s))
 
 
