@@ -300,6 +300,8 @@ def _known(data: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
+        if abs(value) >= 1e6 and value.is_integer():
+            return value  # a count, say of bytes
         return float(f"{value:.6g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from stepline.sim.cost.uncertainty import STATED_SD, TRANSFERRED_SD, draw, unsee
 from stepline.sim.cost.work import StepWork
 from stepline.traces.errors import CalibrationError
 
+ROOT = Path(__file__).parents[2]
 GRID = ResidualGrid(
     {"m": (1.0, 4.0, 64.0), "n": (8.0, 64.0)}, np.array([[0.1, 0.2], [0.0, -0.1], [0.3, 0.0]])
 )
@@ -35,6 +37,14 @@ GEMM = KernelFit(
     residual=GRID,
 )
 SMALL = Calibration("h100-sxm", "test-1.0", "bf16", {"gemm": GEMM}, {"source": "a test"})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "calibration" / "constants").glob("*.json")), ids=lambda p: p.stem
+)
+def test_reading_and_writing_a_shipped_calibration_changes_no_byte(tmp_path, path):
+    dump_calibration(load_calibration(path), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def test_a_calibration_survives_its_file(tmp_path):
