@@ -117,20 +117,20 @@ class FairQueue:
         """As they would be admitted one after the other, each charged its prompt before the next is chosen."""
         self._settle()
         queues = [
-            (account.service, tenant or "", account, iter(account.waiting))
-            for tenant, account in self._accounts.items()
+            (account.service, tenant or "", place, account, iter(account.waiting))  # "" may be a name, beside none
+            for place, (tenant, account) in enumerate(self._accounts.items())
             if account.waiting
         ]
         heapify(queues)
         while queues:
-            service, name, account, ahead = queues[0]
+            service, name, place, account, ahead = queues[0]
             first = next(ahead, None)
             if first is None:
                 heappop(queues)
                 continue
             yield first
             cost = self.prompt_cost * first.input_tokens / account.weight
-            heapreplace(queues, (service + cost, name, account, ahead))
+            heapreplace(queues, (service + cost, name, place, account, ahead))
 
     # -- counters ---------------------------------------------------------------------------------------------------
 
