@@ -117,7 +117,13 @@ class FairQueue:
         """As they would be admitted one after the other, each charged its prompt before the next is chosen."""
         self._settle()
         queues = [
-            (account.service, tenant or "", place, account, iter(account.waiting))  # "" may be a name, beside none
+            (
+                account.service,
+                tenant or "",
+                place,
+                account,
+                iter(account.waiting),
+            )  # "" may be a name, beside none
             for place, (tenant, account) in enumerate(self._accounts.items())
             if account.waiting
         ]

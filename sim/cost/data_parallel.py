@@ -19,7 +19,7 @@ from .roofline import RooflineCostModel
 from .shares import largest_share, largest_shares
 from .specs import GpuSpec, ModelSpec
 from .token_costs import CountTable
-from .work import Progression, StepWork
+from .work import Progression, StepWork, plain
 
 
 class DataParallelCostModel(RooflineCostModel):
@@ -48,7 +48,7 @@ class DataParallelCostModel(RooflineCostModel):
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step of the group."""
-        rank = self.rank_work(work)
+        rank = self.rank_work(plain(work))
         return self._price.hosted(rank, self._rank_s(rank, work))
 
     @property
@@ -60,6 +60,7 @@ class DataParallelCostModel(RooflineCostModel):
         """See `RooflineCostModel.leap`."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)
+        work = plain(work)
         rank = self.rank_work(work)
         share = rank.n_decode / work.n_decode
         return self._leap(self._rank_s(rank, work), rank, tuple([share * g for g in growth]), n_steps)

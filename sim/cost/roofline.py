@@ -21,7 +21,7 @@ from .ranges import RangeLog
 from .specs import EngineProfile, GpuSpec, ModelSpec
 from .step_seconds import StepSeconds
 from .token_costs import CountTable, graph_padding
-from .work import Progression, StepCost, StepWork, context_column
+from .work import Progression, StepCost, StepWork, context_column, plain
 
 __all__ = ["IDEAL", "RooflineCostModel", "compute_peak", "context_column"]
 
@@ -166,13 +166,21 @@ class RooflineCostModel:
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of one step. Amortised O(1): two table look-ups and a few multiplications."""
-        return self._price.step_s(work)
+        try:
+            return self._price.step_s(work)
+        except TypeError:
+            return self._price.step_s(plain(work))
 
     def leap(self, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """Pure-decode steps in arithmetic progression, ending where a form bends (residual knot, host crossed)."""
         if n_steps <= 1:
             return Progression(self.step_s(work), 0.0, 1)
-        return self._leap(self._price.gpu_s(work), work, growth, n_steps)
+        try:
+            gpu_s = self._price.gpu_s(work)
+        except TypeError:
+            work = plain(work)
+            gpu_s = self._price.gpu_s(work)
+        return self._leap(gpu_s, work, growth, n_steps)
 
     def _leap(self, gpu_s: float, work: StepWork, growth: tuple[float, ...], n_steps: int) -> Progression:
         """The progression that begins with `gpu_s` on the GPU."""

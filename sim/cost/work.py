@@ -45,6 +45,22 @@ class StepWork(NamedTuple):
         return self.prefill_tokens + self.n_decode
 
 
+def plain(work: StepWork) -> StepWork:
+    """The same sums in Python's own numbers: the compiled pricing takes no NumPy scalars.
+
+    >>> import numpy as np
+    >>> plain(StepWork(np.int64(3), context_tokens=(np.float64(2.0),)))[:6]
+    (3, 0, 0, 0, 0, (2.0,))
+    """
+    return StepWork(
+        *[tuple([_plain(x) for x in sum_]) if isinstance(sum_, tuple) else _plain(sum_) for sum_ in work]
+    )
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if hasattr(number, "item") else number
+
+
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """Seconds of one step by kernel class and, for each class, by the bound that made them.

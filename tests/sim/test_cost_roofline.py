@@ -291,3 +291,14 @@ def test_a_write_to_the_cache_costs_no_more_from_four_heads_on():
     assert (one, two, four) == pytest.approx((2e-6 / 16, 2e-6 / 8, 2e-6 / 4))
     assert eight == four
     assert forms.kv_store_s(132.0, 512, {}, gpu) == 0.0
+
+
+def test_sums_of_numpy_cost_what_plain_ones_do():
+    """Whoever prices steps from arrays has such numbers; the compiled pricing takes Python's."""
+    model, sums = cost_model(), (512, 1, 131328, 512, 3, (100,), 4, 7)
+    numpy = StepWork(*[tuple(map(np.int64, s)) if isinstance(s, tuple) else np.int64(s) for s in sums])
+    assert model.step_s(numpy) == model.step_s(StepWork(*sums))
+    decodes = StepWork(n_decode=np.int64(3), context_tokens=(np.float64(100.0),), logits_rows=np.int64(3))
+    assert model.leap(decodes, (3,), 5) == model.leap(
+        StepWork(n_decode=3, context_tokens=(100.0,), logits_rows=3), (3,), 5
+    )
