@@ -52,9 +52,8 @@ def plain(work: StepWork) -> StepWork:
     >>> plain(StepWork(np.int64(3), context_tokens=(np.float64(2.0),)))[:6]
     (3, 0, 0, 0, 0, (2.0,))
     """
-    return StepWork(
-        *[tuple([_plain(x) for x in sum_]) if isinstance(sum_, tuple) else _plain(sum_) for sum_ in work]
-    )
+    sums: list[Any] = [tuple(map(_plain, x)) if isinstance(x, tuple) else _plain(x) for x in work]
+    return StepWork(*sums)
 
 
 def _plain(number: Any) -> Any:
