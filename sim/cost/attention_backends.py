@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from stepline.traces.errors import ConfigError
 
 from . import forms, operators
-from .attention_costs import AttentionShape, DecodeAttention, Segments
+from .attention_costs import AttentionShape, DecodeAttention
 from .calibration import KernelFit
 from .forms import Array, Split
 from .specs import GpuSpec
+from .step_seconds import Segments
 
 AttentionBackend = Literal["auto", "flash", "flash-decoding", "naive"]
 

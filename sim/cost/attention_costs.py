@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,10 +14,7 @@ from .calibration import KernelFit
 from .forms import Array, Split
 from .residual import TILE_ROWS, ResidualGrid, prefill_features
 from .specs import GpuSpec, ModelSpec
-from .step_seconds import ChunkSeconds
-
-Segments = tuple[list[float], list[float], list[float]]
-"""Piecewise-linear seconds over total context: ends (all but the last piece's), bases, slopes."""
+from .step_seconds import ChunkPrice, ChunkSeconds, DecodePrice, Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +87,10 @@ def _plain_shape(heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> Att
     )
 
 
-class ChunkAttention(Protocol):
-    """Attention of the chunks of a step, in layers with one window."""
+class ChunkAttention(ChunkPrice, Protocol):
+    """Attention of the chunks of a step, in layers with one window: a number for the hot path, arrays for breakdowns."""
 
     layers: int
-
-    def seconds(
-        self, tokens: float, seqs: float, pairs: float, kv_tokens: float, joined: bool = False
-    ) -> float:
-        """Seconds of the chunks of one step (scalars). `joined`: the launch is the decodes'."""
-        ...
 
     def split(
         self, tokens: Array, seqs: Array, pairs: Array, kv_tokens: Array, joined: Any = False
@@ -109,18 +99,10 @@ class ChunkAttention(Protocol):
         ...
 
 
-class TokenAttention(Protocol):
+class TokenAttention(DecodePrice, Protocol):
     """Attention of the decodes of a step, in layers with one window: piecewise linear in the total context."""
 
     layers: int
-
-    def segments(self, n: int) -> Segments:
-        """Pieces of the step seconds over Σ context for `n` decodes."""
-        ...
-
-    def seconds(self, n: int, context: float) -> float:
-        """Seconds for `n` decodes over Σ context tokens."""
-        ...
 
     def split(self, n: Array, context: Array) -> tuple[Split, Array, Array]:
         """Seconds by bound, FLOPs and HBM bytes for arrays of steps; zero where nobody decodes."""
@@ -330,12 +312,6 @@ class DecodeAttention:
         if found is None:
             found = self._cache[n] = self._make(n)
         return found
-
-    def seconds(self, n: int, context: float) -> float:
-        """Seconds for `n` decodes over Σ context tokens."""
-        ends, bases, slopes = self._cache.get(n) or self.segments(n)
-        piece = bisect_left(ends, context) if ends else 0
-        return bases[piece] + slopes[piece] * context
 
     def _make(self, n: int) -> Segments:
         fixed, slope = self._fixed_s(float(n)), self.slope

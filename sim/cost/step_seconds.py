@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 CHUNKS_REMEMBERED: Final = 1 << 16
 
 
+Segments = tuple[list[float], list[float], list[float]]
+"""Piecewise-linear seconds over total context: ends (all but the last piece's), bases, slopes."""
+
+
 class Table(Protocol):
     """Seconds by count (`token_costs.CountTable`)."""
 
@@ -38,8 +42,8 @@ class ChunkPrice(Protocol):
 class DecodePrice(Protocol):
     """Attention of the decodes of a step, in layers with one window: piecewise linear in the total context."""
 
-    def segments(self, n: int) -> tuple[list[float], list[float], list[float]]:
-        """Ends (all but the last piece's), bases and slopes for `n` decodes over Σ context."""
+    def segments(self, n: int) -> Segments:
+        """Pieces of the step seconds over Σ context for `n` decodes."""
         ...
 
 
@@ -191,7 +195,7 @@ class StepSeconds:
         self.host_s, self.host_per_seq_s, self.prompt_launches_s = host_s, host_per_seq_s, prompt_launches_s
         self.launch_s, self.generated_s, self.overlap = launch_s, generated_s, overlap
         self.one_window = len(decode) == 1
-        self.pieces: dict[int, tuple[list[float], list[float], list[float]]] = {}
+        self.pieces: dict[int, Segments] = {}
         self.chunks: dict[tuple[int, int, float, float, bool], float] = {}
 
     def step_s(self, work: StepWork) -> float:
@@ -266,7 +270,7 @@ class StepSeconds:
         return found
 
 
-def _on_pieces(pieces: tuple[list[float], list[float], list[float]], context: float) -> float:
+def _on_pieces(pieces: Segments, context: float) -> float:
     ends, bases, slopes = pieces
     piece = bisect_left(ends, context) if ends else 0
     return bases[piece] + slopes[piece] * context
