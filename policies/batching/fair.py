@@ -98,18 +98,20 @@ class FairQueue:
         for seq in self._charged:
             self._settle(seq)
         heap = [
-            (self.counters.get(t, 0.0), t or "", iter(queue)) for t, queue in self._queues.items() if queue
+            (self.counters.get(t, 0.0), t or "", place, iter(queue))  # "" may be a tenant's name, beside none
+            for place, (t, queue) in enumerate(self._queues.items())
+            if queue
         ]
         heapify(heap)
         while heap:
-            counter, name, ahead = heap[0]
+            counter, name, place, ahead = heap[0]
             first = next(ahead, None)
             if first is None:
                 heappop(heap)
                 continue
             yield first
             cost = self.prompt_cost * first.input_tokens / self._weight(name)
-            heapreplace(heap, (counter + cost, name, ahead))
+            heapreplace(heap, (counter + cost, name, place, ahead))
 
     # -- counters ---------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,7 @@ class Clients:
         self.ingest_s = ingest_s
         self.ingest_per_token_s = ingest_per_token_s
         self.outstanding = 0
+        self.due_later = 0
         self.held: deque[int] = deque()
         self.deadlines: list[tuple[float, int, Sequence]] = []  # a heap
         self.watched_s = inf
@@ -164,6 +165,11 @@ class Clients:
     def are_open(self) -> bool:
         """Whether nothing but the trace decides what is sent when, and clients wait for as long as it takes."""
         return self.limit is None and self.timeout_s is None and not self.next_turn
+
+    @property
+    def are_silent(self) -> bool:
+        """Whether nobody will send anything, or give up, before a request that is under way has ended."""
+        return not (self.chunk_rows or self.due_later or self.deadlines)
 
     def arrivals(self) -> Iterator[Sequence]:
         """All requests of open clients, in order of reaching the engine; instead of `start`."""
@@ -242,9 +248,11 @@ class Clients:
         """Do something at a time (not before now), then let the replicas take up what it sent."""
 
         def act(_: Event) -> None:
+            self.due_later -= 1
             if action():
                 self.settle()
 
+        self.due_later += 1
         wake_at(self.env, time_s, act)
 
     def _free_slot(self) -> bool:

@@ -43,3 +43,12 @@ def test_who_comes_while_others_wait_starts_at_the_least_served_of_them():
         queue._queues.setdefault(tenant, []).append(request(index, tenant))
     queue.append(request(2, "c"))
     assert queue.counters["c"] == 50.0
+
+
+def test_an_empty_name_is_a_tenant_beside_those_without_one():
+    """Both at the same counter: neither is compared by anything but its place."""
+    queue = FairPolicy().make_queue()
+    rows = [request(i, tenant) for i, tenant in enumerate([None, "", None, ""])]
+    for seq in rows:
+        queue.append(seq)
+    assert [seq.index for seq in queue] == [0, 1, 2, 3]
