@@ -91,6 +91,9 @@ class _Run:
         self.factory = SequenceFactory(
             trace, first.max_model_len, first.block_size, caching=caching, adapters=lora
         )
+        if self.factory.carried is not None:
+            for replica in self.replicas:
+                replica.kv.generated = self.factory.generated
         self.fleet = self._fleet()
         door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(
