@@ -13,6 +13,7 @@ class Request:
     `arrival_s` is seconds since the trace began. `output_tokens` is an oracle: policies never see it; they see
     `max_output_tokens` (None: the model's limit less the prompt). `hash_ids` are prefix-chained block ids of
     `block_size` tokens each (equal id: equal whole prefix up to that block); None: nothing is shared.
+    `output_hash_ids`: ids of the blocks that decoding completes, behind the prompt's whole ones.
     `delay_s` is think time after the previous turn of the same `session_id` completes.
     `observed` holds measured values {ttft_ms, e2e_ms, itl_ms, cached_tokens} where the trace has them.
     """

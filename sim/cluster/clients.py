@@ -10,9 +10,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from stepline.traces.continuing import carried_on
 
 from ..engine.clock import Environment, Event, wake_at
-from ..engine.kv_cache import block_ends
+from ..engine.kv_cache import Generated, block_ends
 from ..engine.sequence import DONE, Sequence
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class SequenceFactory:
             if k in columns
         }
 
+        self.carried = carried_on(trace) if self.hashed else None
         named = columns.get("adapter", ()) if adapters else ()
         self.adapters = {name: i for i, name in enumerate(dict.fromkeys(named)) if name is not None}
 
@@ -81,10 +83,38 @@ class SequenceFactory:
         ids = None if trace.hash_ids is None else trace.hash_ids.row(index)
         if ids is None or trace.block_size is None:
             return None, ()
-        if self.adapters and (adapter := trace.columns["adapter"][index]) is not None:
+        size, tokens = int(trace.block_size[index]), self.inputs[index]
+        if (
+            self.carried is not None
+            and self.carried[index]
+            and trace.output_hash_ids is not None
+            and tokens % size
+        ):
+            # decoding completes the prompt's last block, which is then found by the id of the whole
+            ids = (*ids[:-1], (trace.output_hash_ids.row(index) or ids)[0])
+            tokens = len(ids) * size
+        return self._of_adapter(index, ids), block_ends(len(ids), size, self.block_size, tokens)
+
+    def generated(self, seq: Sequence) -> Generated | None:
+        """Ids of what a sequence generates, beyond those that it has from its prompt; None where nothing goes on with it."""
+        index, trace = seq.index, self.trace
+        if self.carried is None or not self.carried[index]:
+            return None
+        ids = () if trace.output_hash_ids is None else trace.output_hash_ids.row(index) or ()
+        size, tokens = int(trace.block_size[index]), self.inputs[index]  # type: ignore[index]  # `carried_on` has seen them
+        n_prompt = -(-tokens // size)
+        if tokens % size:
+            ids = ids[1:]
+        n = n_prompt + len(ids)
+        ends = block_ends(n, size, self.block_size, n * size)[n_prompt:]
+        return Generated(n_prompt, self._of_adapter(index, ids), ends)
+
+    def _of_adapter(self, index: int, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids as they are, or moved where the request's LoRA adapter makes its KV its own."""
+        if self.adapters and (adapter := self.trace.columns["adapter"][index]) is not None:
             own = (self.adapters[adapter] + 1) * ADAPTER_IDS
-            ids = tuple([key + own for key in ids])
-        return ids, block_ends(len(ids), int(trace.block_size[index]), self.block_size, self.inputs[index])
+            return tuple([key + own for key in ids])
+        return ids
 
     def renew(self, seq: Sequence, now_s: float) -> None:
         """Make a sequence whose replica was lost as it was when it arrived; for its client it goes on waiting."""
@@ -127,6 +157,7 @@ class Clients:
         self.ingest_s = ingest_s
         self.ingest_per_token_s = ingest_per_token_s
         self.outstanding = 0
+        self.due_later = 0
         self.held: deque[int] = deque()
         self.deadlines: list[tuple[float, int, Sequence]] = []  # a heap
         self.watched_s = inf
@@ -164,6 +195,11 @@ class Clients:
     def are_open(self) -> bool:
         """Whether nothing but the trace decides what is sent when, and clients wait for as long as it takes."""
         return self.limit is None and self.timeout_s is None and not self.next_turn
+
+    @property
+    def are_silent(self) -> bool:
+        """Whether nobody will send anything, or give up, before a request that is under way has ended."""
+        return not (self.chunk_rows or self.due_later or self.deadlines)
 
     def arrivals(self) -> Iterator[Sequence]:
         """All requests of open clients, in order of reaching the engine; instead of `start`."""
@@ -242,9 +278,11 @@ class Clients:
         """Do something at a time (not before now), then let the replicas take up what it sent."""
 
         def act(_: Event) -> None:
+            self.due_later -= 1
             if action():
                 self.settle()
 
+        self.due_later += 1
         wake_at(self.env, time_s, act)
 
     def _free_slot(self) -> bool:

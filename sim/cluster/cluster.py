@@ -40,6 +40,10 @@ __all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
 
 EVENTS_PER_CHECK = 256
 
+CHECKS_AT_STANDSTILL = 40
+"""Checks in a row that find all replicas empty, clients silent and requests left, after which a run is given up: 10 000 looks
+of scrapes, scaling and failures have then moved nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -87,6 +91,9 @@ class _Run:
         self.factory = SequenceFactory(
             trace, first.max_model_len, first.block_size, caching=caching, adapters=lora
         )
+        if self.factory.carried is not None:
+            for replica in self.replicas:
+                replica.kv.generated = self.factory.generated
         self.fleet = self._fleet()
         door: Any = self.replicas[0] if self.fleet is None else self.fleet.door
         self.clients = Clients(
@@ -102,6 +109,7 @@ class _Run:
             ingest_s=first.engine.request_ingest_s,
             ingest_per_token_s=first.engine.request_ingest_per_token_s,
         )
+        self.standstill = 0
         self.watched = bool(self.clients.next_turn) or spec.max_concurrency is not None
 
     def _fleet(self) -> Fleet | None:
@@ -222,6 +230,8 @@ class _Run:
                 for _ in repeat(None, EVENTS_PER_CHECK):
                     step()
                 events += EVENTS_PER_CHECK
+                if self.fleet is not None:
+                    self._check_progress(self.fleet)
                 if on_progress is not None:
                     on_progress(
                         Progress(len(self.requests), total, self.env.now, time.perf_counter() - began)
@@ -231,6 +241,18 @@ class _Run:
         finally:
             gc.enable()
         return events
+
+    def _check_progress(self, fleet: Fleet) -> None:
+        """Raise where a router keeps its requests for ever while something else ticks on, which would have no end."""
+        if not self.clients.are_silent or not fleet.is_empty or len(self.requests) == len(self.trace):
+            self.standstill = 0
+        elif fleet.router.open:  # else one may yet come back
+            self.standstill += 1
+        if self.standstill >= CHECKS_AT_STANDSTILL:
+            fleet.check()
+            raise InvariantError(
+                f"{len(self.trace)} requests in, {len(self.requests)} ended, nothing goes on"
+            )
 
     def _open(self) -> None:
         """Let the clients begin; a lone replica that hears of nothing but an open trace is fed with it."""

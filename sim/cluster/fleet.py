@@ -102,6 +102,12 @@ class Fleet:
         if self.failing is not None:
             self.failing.ended(seq, time_s)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no replica has a request, or is about to get one."""
+        routers = [self.router] if self.handoff is None else [self.handoff.front, self.handoff.back]
+        return not any([s.n_outstanding for router in routers for s in router.signals.values()])
+
     def check(self) -> None:
         """Raise if somebody is left anywhere after the run."""
         self.router.check()

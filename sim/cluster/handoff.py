@@ -353,8 +353,10 @@ class Handoff:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise InvariantError if somebody is still on the way."""
+        """Raise PolicyError if the decode pool's routing left somebody waiting, InvariantError if somebody is on the way."""
         self.back.check()
+        if self.waiting:
+            self.back.refuse(self.waiting)
         if self.moves or self.waiting or any(self.coming.values()):
             raise InvariantError(f"{len(self.moves)} requests between prefill and decode after the run")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stepline.traces.errors import InvariantError, PolicyError
 
@@ -174,12 +174,17 @@ class Router:
     def check(self) -> None:
         """Raise PolicyError if somebody still waits although the run is over, InvariantError if counts are off."""
         if self.pending:
-            self._fail(self.pending[0], f"{len(self.pending)} requests wait and every replica is idle")
+            self.refuse(self.pending)
         for replica, signals in self.signals.items():
             if signals.n_outstanding or signals.outstanding_tokens:
                 raise InvariantError(f"router: replica {replica.index} has {signals.n_outstanding} left")
 
-    def _fail(self, seq: Sequence, what: str) -> None:
+    def refuse(self, pending: Collection[Sequence]) -> NoReturn:
+        """Raise PolicyError: nothing goes on, and these still wait for the policy to choose."""
+        what = "1 request waits" if len(pending) == 1 else f"{len(pending)} requests wait"
+        self._fail(next(iter(pending)), f"{what} and every replica is idle")
+
+    def _fail(self, seq: Sequence, what: str) -> NoReturn:
         raise PolicyError(f"{type(self.policy).__name__}: routing of sequence {seq.index}: {what}")
 
     # -- what the policy sees ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from .segment import Segment
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .contracts import EvictionPolicy
     from .sequence import Sequence
@@ -56,6 +56,14 @@ class Stopped:
     now_s = 0.0
 
 
+class Generated(NamedTuple):
+    """Ids of the trace blocks that a request's decoding completes: `ends` as of a sequence, after `n_prompt` ids of its prompt."""
+
+    n_prompt: int
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
 class Below(Protocol):
     """What is behind the GPU's pool, and told of what leaves it (see `offload.Offload`)."""
 
@@ -76,7 +84,8 @@ class KVCache:
     """Blocks of one replica.
 
     `blocks` as vLLM counts them: block 0 is the null block, so `blocks - 1` are usable. `eviction` None: no prefix
-    caching. Invariant: free + held + evictable = usable, each >= 0.
+    caching. `generated(seq)`: ids of what it generates, where the trace has them. Invariant: free + held + evictable =
+    usable, each >= 0.
     """
 
     def __init__(self, blocks: int, block_size: int, eviction: EvictionPolicy | None = None) -> None:
@@ -92,6 +101,7 @@ class KVCache:
         self.version = 0
         self.clock: Clock = Stopped()
         self.below: Below | None = None
+        self.generated: Callable[[Sequence], Generated | None] | None = None
         self._ask(eviction)
         self.private_keys = 0
         self.evicted_blocks = 0
@@ -378,6 +388,8 @@ class KVCache:
         if seq.reserved_blocks:
             self.free += seq.reserved_blocks - total
             seq.reserved_blocks = 0
+        if self.generated is not None and seq.hash_ids and self.eviction is not None:
+            self._key_generated(seq, kv_tokens)
         if self.eviction is None or not (self.index or keep or seq.held_segments):
             self.free += total  # nothing is findable, so the order in which blocks are reused does not matter
             return
@@ -395,6 +407,18 @@ class KVCache:
             self.below.released(seq.held_segments, self.clock.now_s)
         seq.held_segments = ()
         seq.own_segment = None
+
+    def _key_generated(self, seq: Sequence, kv_tokens: int) -> None:
+        """Make the blocks that decoding has filled findable, by as many of its ids as it has reached."""
+        found = None if self.generated is None else self.generated(seq)
+        if found is None or seq.hash_ids is None:
+            return
+        at, full = len(seq.hash_ids) - found.n_prompt, kv_tokens // self.block_size
+        while at < len(found.ids) and seq.hash_ends[-1] < full:
+            seq.hash_ids = (*seq.hash_ids, found.ids[at])
+            seq.hash_ends = (*seq.hash_ends, found.ends[at])
+            at += 1
+        self.commit(seq, kv_tokens)
 
     def _key_private(self, seq: Sequence, full_blocks: int) -> None:
         """Give the whole blocks after the sequence's ids an id of its own, if nothing before them is a duplicate."""

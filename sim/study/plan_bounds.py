@@ -60,6 +60,8 @@ def demand_of(trace: Trace, *, caching: bool) -> Demand:
             ids = trace.hash_ids.row(i) or ()
             known = next((k for k, key in enumerate(ids) if key not in seen), len(ids))
             seen.update(ids[known:])
+            if trace.output_hash_ids is not None:
+                seen.update(trace.output_hash_ids.row(i) or ())
             uncached[i] = max(1, inputs[i] - known * int(trace.block_size[i]))
     return Demand(inputs, uncached, trace.output_tokens.astype(np.int64))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from stepline.traces.continuing import carried_on
 from stepline.traces.errors import ConfigError
 
 from ..engine.plugins import plugin_factory
@@ -45,7 +46,8 @@ def reuse(
     all cached when it comes (a last, partly filled block with the tokens it has). Its blocks then pass through the
     cache one by one: a cached one counts as used, any other is put in, and if there are now more than the capacity the
     policy names a victim, which may be the newcomer: that is how a policy refuses to admit. Blocks pass tail first,
-    as an engine releases them, or head first if the policy says so (`EvictionPolicy`). The first
+    as an engine releases them, or head first if the policy says so (`EvictionPolicy`). Blocks that decoding completed and a
+    later prompt goes on with (`output_hash_ids`) pass through behind those of the prompt. The first
     `int(warmup_frac * n)` requests fill the caches and are not measured. Without `capacities`: `default_capacities`.
 
     Raises:
@@ -112,6 +114,7 @@ class _Rows:
         self.trace = trace
         self.warmup = warmup
         self.measured_tokens = int(trace.input_tokens[warmup:].sum())
+        self.carried = carried_on(trace)
         self.labels = {k: trace.columns[k] for k in ("tenant", "priority") if k in trace.columns}
 
     def __iter__(self) -> Iterator[tuple[Request, tuple[int, ...], int]]:
@@ -124,8 +127,21 @@ class _Rows:
             for name, column in self.labels.items():
                 if column[i] is not None:
                     setattr(request, name, column[i])
-            request.hash_ids = None if trace.hash_ids is None else trace.hash_ids.row(i)
+            request.hash_ids = self._ids(i, tokens)
             yield request, request.hash_ids or (), sizes[i]
+
+    def _ids(self, i: int, tokens: int) -> tuple[int, ...] | None:
+        """Those of the prompt, and of what is generated where a later prompt goes on with it: the last block is whole then."""
+        trace = self.trace
+        ids = None if trace.hash_ids is None else trace.hash_ids.row(i)
+        if (
+            self.carried is None
+            or not self.carried[i]
+            or trace.output_hash_ids is None
+            or trace.block_size is None
+        ):
+            return ids
+        return (*(ids or ())[: tokens // int(trace.block_size[i])], *(trace.output_hash_ids.row(i) or ()))
 
     def hit_frac(self, policy: EvictionPolicy, capacity: int) -> float:
         """Share of the measured tokens that hit."""

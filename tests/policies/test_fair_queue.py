@@ -109,3 +109,12 @@ def test_sums_by_tenant_charge_what_looking_at_each_sequence_does(settings):
         assert runs[0].requests.equals(runs[1].requests)
     if settings:
         assert (runs[0].requests["scheduled_s"] - runs[0].requests["arrival_s"]).max() > 1.0
+
+
+def test_an_empty_name_is_a_tenant_beside_those_without_one():
+    """Both at the same counter: neither is compared by anything but its place."""
+    queue = idle_queue()
+    rows = [request(i, tenant) for i, tenant in enumerate([None, "", None, ""])]
+    for seq in rows:
+        queue.append(seq)
+    assert [seq.index for seq in queue] == [0, 1, 2, 3]

@@ -17,6 +17,9 @@ from stepline.policies.routing.round_robin import RoundRobinPolicy
 from stepline.policies.routing.session_sticky import SessionStickyPolicy
 from stepline.policies.routing.shortest_queue import ShortestQueuePolicy
 from stepline.policies.routing.slo_aware import SloAwarePolicy
+from stepline.sim.cluster.autoscaler import Autoscaling
+from stepline.sim.cluster.handoff import Disaggregation
+from stepline.sim.cluster.outages import Outages
 from stepline.sim.engine.plugins import load_plugin, plugin_names
 from stepline.traces.errors import ConfigError, PolicyError
 
@@ -213,11 +216,44 @@ class Never:
 
 
 @pytest.mark.parametrize(
-    ("policy", "what"), [(Wrong(), "chose replica 7 of 2"), (Never(), "1 requests wait")]
+    ("policy", "what"), [(Wrong(), "chose replica 7 of 2"), (Never(), "1 request waits")]
 )
 def test_a_wrong_routing_policy_is_named(policy, what):
     with pytest.raises(PolicyError, match=f"{type(policy).__name__}.*sequence 0.*{what}"):
         run([(0.0, 1, 1)], routing=policy, n_replicas=2)
+
+
+ROUND_ROBIN = RoundRobinPolicy()
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        {"routing": Never()},
+        {"routing": Never(), "scrape_interval_s": 0.5},
+        {"routing": Never(), "autoscaling": Autoscaling(least=1, most=2, interval_s=5.0)},
+        {"routing": Never(), "outages": Outages(mtbf_s=50.0, mttr_s=5.0)},
+        {"routing": ROUND_ROBIN, "decode_routing": Never(), "disaggregation": Disaggregation(1)},
+        {
+            "routing": ROUND_ROBIN,
+            "decode_routing": Never(),
+            "disaggregation": Disaggregation(1),
+            "scrape_interval_s": 0.5,
+        },
+    ],
+)
+def test_a_router_that_keeps_its_requests_for_ever_is_told_whatever_else_ticks_on(fleet):
+    """Scrapes, scaling and failures are events without end: the run must not be one."""
+    with pytest.raises(PolicyError, match="Never: routing of sequence 0: 2 requests wait and every"):
+        run([(0.0, 10, 2), (3.0, 10, 2)], n_replicas=2, **fleet)
+
+
+def test_a_long_pause_is_no_standstill():
+    """Tens of thousands of scrapes before the last request comes: as many replicas take turns as without them."""
+    rows = [(0.0, 10, 2), (20_000.0, 10, 2)]
+    scraped = run(rows, n_replicas=2, routing=ROUND_ROBIN, scrape_interval_s=0.5)
+    plain = run(rows, n_replicas=2, routing=ROUND_ROBIN)
+    assert by_index(scraped)["finish_s"].tolist() == by_index(plain)["finish_s"].tolist()
 
 
 def test_central_queue_keeps_order_and_uses_every_replica():

@@ -12,10 +12,11 @@ from stepline.policies.routing.least_requests import LeastRequestsPolicy
 from stepline.policies.routing.round_robin import RoundRobinPolicy
 from stepline.sim.cluster.autoscaler import Autoscaling
 from stepline.sim.cluster.cluster import run_cluster
-from stepline.sim.cluster.outages import Outages
+from stepline.sim.cluster.outages import IN_VAIN, Outages
 from stepline.sim.cluster.slowed import SlowedCost
 from stepline.sim.cost.work import StepWork
 from stepline.sim.engine.plugins import load_plugin, plugin_names
+from stepline.sim.engine.request_log import FINISHED, TIMED_OUT
 from stepline.traces.errors import ConfigError
 
 from ..policies.conformance import simulate as simulate_world
@@ -110,6 +111,46 @@ def test_the_share_of_time_down_is_mttr_over_the_cycle():
     error = np.sqrt(2 * 0.2**2 * 0.8**2 / figures["outages"])
     assert abs(share - 0.2) < 4 * error
     assert error < 0.02 * 0.2
+
+
+def test_a_run_that_failures_never_let_end_says_so():
+    """A prompt of 40 steps of 1 s in chunks of one token, failures every 2 s: one attempt in e^20 would live."""
+    doomed = {
+        "n_replicas": 2,
+        "routing": RoundRobinPolicy(),
+        "outages": Outages(mtbf_s=2.0, mttr_s=1.0),
+        "long_prefill_token_threshold": 1,
+    }
+    with pytest.raises(
+        ConfigError, match=r"--failures: no request has ended in 1000 failures.* got mtbf=2, "
+    ):
+        run([(0.0, 40, 2), (0.0, 50, 2)], Affine(1.0), **doomed)
+
+
+def test_failures_that_clients_do_not_wait_for_end_the_run():
+    """The same load: who gives up has ended, so the run goes on to its end however many replicas fail."""
+    rows = [(60.0 * i, 40, 2) for i in range(80)]
+    result = run(
+        rows,
+        Affine(1.0),
+        routing=RoundRobinPolicy(),
+        outages=Outages(mtbf_s=2.0, mttr_s=0.1),
+        client_timeout_s=50.0,
+        long_prefill_token_threshold=1,
+    )
+    assert (by_index(result)["status"] == TIMED_OUT).all()
+    assert result.fleet["failures"]["outages"] > 1000
+
+
+def test_failures_of_idle_replicas_are_not_in_vain():
+    """A night without a request: thousands of failures hit nothing, and the morning's request is served."""
+    result = failing_at_random([(0.0, 10, 1), (9000.0, 10, 1)], mtbf_s=2.0, mttr_s=1.0)
+    assert (by_index(result)["status"] == FINISHED).all()
+    assert result.fleet["failures"]["outages"] > 2 * IN_VAIN
+
+
+def failing_at_random(rows, **rule):
+    return run(rows, Affine(0.5), n_replicas=2, routing=RoundRobinPolicy(), outages=Outages(**rule))
 
 
 @given(
