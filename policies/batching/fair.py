@@ -110,7 +110,8 @@ class FairQueue:
                 heappop(heap)
                 continue
             yield first
-            cost = self.prompt_cost * first.input_tokens / self._weight(name)
+            new = first.index not in self._paid  # who was preempted has paid
+            cost = self.prompt_cost * first.input_tokens / self._weight(name) if new else 0.0
             heapreplace(heap, (counter + cost, name, place, ahead))
 
     # -- counters ---------------------------------------------------------------------------------------------------
