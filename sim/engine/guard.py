@@ -26,6 +26,8 @@ Plain = Callable[[Any], Any]
 
 RESERVATIONS = ("paged", "prompt", "contiguous")
 """See `contracts.Reservation`."""
+MODES = ("recompute", "swap")
+"""See `contracts.PreemptionPolicy`."""
 
 
 def guarded(cls: type[Any], group: str) -> type[Any]:
@@ -59,9 +61,10 @@ def check_members(plugin: Any, group: str, where: str) -> None:
             raise ConfigError(
                 f"{where}: {type(plugin).__name__} has no {name!r}, expected {', '.join(needed)}"
             )
-    kind = getattr(plugin, "reservation", None)
-    if "reservation" in needed and kind not in RESERVATIONS:
-        raise ConfigError(f"{where}: reservation: got {kind!r}, expected one of {', '.join(RESERVATIONS)}")
+    for name, (is_fine, expected) in MEMBERS.get(group, {}).items():
+        value = getattr(plugin, name, None)
+        if (name in needed or value is not None) and not is_fine(value):
+            raise ConfigError(f"{where}: {name}: got {value!r}, expected {expected}")
 
 
 def _methods(cls: type[Any]) -> dict[str, Any]:
@@ -215,6 +218,14 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
+def _is_count(value: Any, low: int) -> bool:
+    return isinstance(value, Integral) and not _is_bool(value) and int(value) >= low
+
+
+def _is_budget(value: Any) -> bool:
+    return value is None or _is_count(value, 1)
+
+
 def _what(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
@@ -233,6 +244,22 @@ CHECKS: dict[str, dict[str, tuple[Check, Plain]]] = {
     "stepline.kv_compressions": {"kept_tokens": (_whole, int)},
 }
 """How answers are checked and made plain, by group and method."""
+
+YES_OR_NO = (_is_bool, "True or False")
+BUDGET = (_is_budget, "tokens >= 1, or None")
+
+MEMBERS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "stepline.batch_policies": {
+        "reservation": (lambda value: value in RESERVATIONS, f"one of {', '.join(RESERVATIONS)}"),
+        "pads": YES_OR_NO,
+        "whole_prompts": YES_OR_NO,
+        "spare_blocks": (lambda value: _is_count(value, 0), "an integer >= 0"),
+        "oracle": YES_OR_NO,
+    },
+    "stepline.preemption_policies": {"mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}")},
+    "stepline.kv_compressions": {"cap_tokens": BUDGET, "prefill_window": BUDGET},
+}
+"""What members that are no methods must be, and how that is said, by group; those not in `NEEDED` may be absent."""
 
 NEEDED: dict[str, Iterable[str]] = {
     "stepline.batch_policies": (

@@ -132,6 +132,40 @@ def test_classes_that_are_no_policy_and_files_that_do_not_run_are_input_errors(t
     assert MEMBERS[source] in str(caught.value)
 
 
+KINDS = {
+    ("batch_policies", "spare_blocks = -1"): "spare_blocks: got -1, expected an integer >= 0",
+    ("batch_policies", "pads = 'no'"): "pads: got 'no', expected True or False",
+    ("preemption_policies", "mode = 'swp'"): "mode: got 'swp', expected one of recompute, swap",
+    ("kv_compressions", "cap_tokens = -1"): "cap_tokens: got -1, expected tokens >= 1, or None",
+    ("kv_compressions", "prefill_window = 2.5"): "prefill_window: got 2.5, expected tokens >= 1, or None",
+}
+
+
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case[1])
+def test_members_that_are_no_such_value_are_input_errors(tmp_path, case):
+    kind, line = case
+    base = {
+        "batch_policies": "from stepline.policies.batching.chunked import ChunkedPolicy as Base",
+        "preemption_policies": "class Base:\n    def victim(self, view, candidates, n): return None",
+        "kv_compressions": "class Base:\n    cap_tokens = prefill_window = None\n    def kept_tokens(self, n): return n",
+    }[kind]
+    (tmp_path / "own.py").write_text(f"{base}\nclass Mine(Base):\n    {line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_plugin(f"stepline.{kind}", f"{tmp_path / 'own.py'}:Mine")
+    assert KINDS[case] in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", ["n + 1", "0", "60"])
+def test_a_compression_that_keeps_more_than_there_is_or_than_its_cap_is_named(tmp_path, kept):
+    source = (
+        f"class Mine:\n    cap_tokens, prefill_window = 50, None\n    def kept_tokens(self, n): return {kept}"
+    )
+    (tmp_path / "own.py").write_text(source)
+    found = load_plugin("stepline.kv_compressions", f"{tmp_path / 'own.py'}:Mine")
+    with pytest.raises(PolicyError, match=r"sequence 0: Mine: kept_tokens: got \d+, expected 1 to 50"):
+        run([(0.0, 80, 5)], Affine(1.0), compression=found)
+
+
 def test_a_file_takes_no_other_modules_name_and_finds_its_neighbours(tmp_path):
     (tmp_path / "neighbour.py").write_text("BUDGET = 7\n")
     (tmp_path / "queue.py").write_text(f"import neighbour\n{HEAD}        return plan\n")
