@@ -6,7 +6,7 @@ Built-in policies go unguarded: tests vouch for them, and a check costs time in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any
@@ -45,6 +45,8 @@ def guarded(cls: type[Any], group: str) -> type[Any]:
     }
     if group == "stepline.batch_policies" and "plan" in body:
         body["plan"] = _pure(body["plan"], cls.__name__)
+    if group == "stepline.eviction_policies" and "expired" in body:
+        body["expired"] = _expiring(body["expired"], cls.__name__, home)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (cls,), {**body, **names})
 
@@ -109,6 +111,25 @@ def _pure(plan: Callable[..., Any], policy: str) -> Callable[..., Any]:
                 "a view is read-only"
             )
         return answer
+
+    return call
+
+
+def _expiring(expired: Callable[..., Any], policy: str, home: str) -> Callable[..., Any]:
+    """`expired` whose every segment is one that may be dropped; an error between two of them is told like any other."""
+
+    @wraps(expired)
+    def call(self: Any, now_s: float) -> Iterator[Any]:
+        try:
+            for segment in expired(self, now_s):
+                problem = _evictable(segment, ())
+                if problem is not None:
+                    raise PolicyError(f"{policy}: expired: {problem}")
+                yield segment
+        except SteplineError:
+            raise
+        except Exception as error:
+            raise PolicyError(f"{policy}: {described(error, home)}") from error
 
     return call
 
