@@ -135,7 +135,8 @@ class FairQueue:
                 heappop(queues)
                 continue
             yield first
-            cost = self.prompt_cost * first.input_tokens / account.weight
+            new = first.index not in self._paid  # who was preempted has paid
+            cost = self.prompt_cost * first.input_tokens / account.weight if new else 0.0
             heapreplace(queues, (service + cost, name, place, account, ahead))
 
     # -- counters ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class MaxTokensPrediction:
 
 
 class HistoryPrediction:
-    """The mean output of the requests of similar input length that this replica has finished.
+    """The mean output of the requests of similar input length that this replica has finished (not of those turned away or given up).
 
     Bins are powers of two of the input length; a bin without history predicts the mean over all bins (0 before any
     request has finished).
@@ -61,7 +61,9 @@ class HistoryPrediction:
         self._sums: dict[int, tuple[int, int]] = {}
 
     def learn(self, seq: Sequence) -> None:
-        """Count a finished sequence."""
+        """Count a finished sequence; who was rejected or gave up says nothing of its length."""
+        if seq.aborted or not seq.generated_tokens:
+            return
         for key in (seq.input_tokens.bit_length(), 0):
             tokens, n = self._sums.get(key, (0, 0))
             self._sums[key] = (tokens + seq.generated_tokens, n + 1)

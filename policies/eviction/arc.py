@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from stepline.traces.errors import InvariantError
 
+from .ghosts import Ghosts
+
 if TYPE_CHECKING:
     from stepline.sim.engine.segment import Segment
-
-Ghosts = OrderedDict[int, None]
+    from stepline.sim.engine.sequence import Sequence
 
 
 class ArcPolicy:
@@ -18,7 +19,8 @@ class ArcPolicy:
 
     A miss on a ghost moves the target size of T1 towards the list that lost it. The cache size c of the paper is the
     number of cached segments; pinned ones count in their list but cannot be chosen. Content without a key goes
-    first. Source: Megiddo & Modha, "ARC: a self-tuning, low overhead replacement cache", FAST 2003, Figure 4.
+    first. Room is made before the target moves (the paper: after), so that a key in B2 breaks no tie.
+    Source: Megiddo & Modha, "ARC: a self-tuning, low overhead replacement cache", FAST 2003, Figure 4.
     """
 
     def __init__(self) -> None:
@@ -26,8 +28,8 @@ class ArcPolicy:
         self._often: OrderedDict[Segment, None] = OrderedDict()
         self._is_often: dict[Segment, bool] = {}
         self._n_often = 0
-        self._once_ghosts: Ghosts = OrderedDict()
-        self._often_ghosts: Ghosts = OrderedDict()
+        self._once_ghosts = Ghosts()
+        self._often_ghosts = Ghosts()
         self._target = 0.0
 
     @property
@@ -40,15 +42,20 @@ class ArcPolicy:
         self._is_often[segment] = known
         self._n_often += known
 
+    def on_admit(self, seq: Sequence) -> None:
+        """Keys are looked up before the prompt makes room for itself."""
+        self._once_ghosts.call(seq.hash_ids or ())
+        self._often_ghosts.call(seq.hash_ids or ())
+
     def _recall(self, key: int) -> bool:
         once, often = self._once_ghosts, self._often_ghosts
         if key in once:
             self._target = min(len(self._is_often), self._target + max(1.0, len(often) / len(once)))
-            del once[key]
+            once.pop(key)
             return True
         if key in often:
             self._target = max(0.0, self._target - max(1.0, len(once) / len(often)))
-            del often[key]
+            often.pop(key)
             return True
         return False
 
@@ -83,14 +90,12 @@ class ArcPolicy:
         self._n_often -= often
         (self._often if often else self._once).pop(segment, None)
         if segment.key is not None:
-            (self._often_ghosts if often else self._once_ghosts)[segment.key] = None
+            (self._often_ghosts if often else self._once_ghosts).add(segment.key)
         self._trim()
 
     def _trim(self) -> None:
         """|T1| + |B1| <= c and all four lists together <= 2c, c counting the segment that has just gone."""
         size = len(self._is_often) + 1
         once, often = self._once_ghosts, self._often_ghosts
-        while once and self._n_once + len(once) > size:
-            once.popitem(last=False)
-        while often and len(self._is_often) + len(once) + len(often) > 2 * size:
-            often.popitem(last=False)
+        once.trim(max(0, size - self._n_once))
+        often.trim(max(0, 2 * size - len(self._is_often) - once.kept))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 from .base import RankedEviction
+from .ghosts import Ghosts
 
 if TYPE_CHECKING:
     from stepline.sim.engine.segment import Segment
+    from stepline.sim.engine.sequence import Sequence
 
 
 class LruKPolicy(RankedEviction):
@@ -25,15 +27,18 @@ class LruKPolicy(RankedEviction):
         self.k = k
         self._count = 0
         self._uses: dict[int | Segment, deque[int]] = {}
-        self._lost: OrderedDict[int, None] = OrderedDict()
+        self._lost = Ghosts(self._uses.pop)
         self._live = 0
 
     def inserted(self, segment: Segment, now_s: float) -> None:
         """A use, perhaps not its first."""
         self._live += 1
-        if segment.key is not None:
-            self._lost.pop(segment.key, None)
+        self._lost.pop(segment.key)
         self._use(segment)
+
+    def on_admit(self, seq: Sequence) -> None:
+        """Histories are looked up before the prompt makes room for itself."""
+        self._lost.call(seq.hash_ids or ())
 
     def hit(self, segment: Segment, now_s: float) -> None:
         """A use."""
@@ -54,10 +59,8 @@ class LruKPolicy(RankedEviction):
         if segment.key is None:
             del self._uses[segment]
             return
-        self._lost[segment.key] = None
-        while len(self._lost) > self._live + 1:
-            key, _ = self._lost.popitem(last=False)
-            del self._uses[key]
+        self._lost.add(segment.key)
+        self._lost.trim(self._live + 1)
 
 
 def name(segment: Segment) -> int | Segment:

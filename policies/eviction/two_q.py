@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from stepline.traces.errors import InvariantError
 
+from .ghosts import Ghosts
 from .lazy_heap import LazyHeap
 
 if TYPE_CHECKING:
     from stepline.sim.engine.segment import Segment
+    from stepline.sim.engine.sequence import Sequence
 
 
 class TwoQPolicy:
@@ -32,17 +34,19 @@ class TwoQPolicy:
         self._place: dict[
             Segment, int
         ] = {}  # of those on probation: order of first release (0: not released yet)
-        self._ghosts: OrderedDict[int, None] = OrderedDict()
+        self._ghosts = Ghosts()
         self._live = 0
         self._count = 0
 
     def on_insert(self, segment: Segment, now_s: float) -> None:
         """On probation, unless the key was seen not long ago."""
         self._live += 1
-        if segment.key is not None and segment.key in self._ghosts:
-            del self._ghosts[segment.key]
-        else:
+        if not self._ghosts.pop(segment.key):
             self._place[segment] = 0
+
+    def on_admit(self, seq: Sequence) -> None:
+        """Keys are looked up before the prompt makes room for itself."""
+        self._ghosts.call(seq.hash_ids or ())
 
     def on_hit(self, segment: Segment, now_s: float) -> None:
         """Pinned; a hit on probation changes nothing else."""
@@ -80,6 +84,5 @@ class TwoQPolicy:
             return
         self._probation.discard(segment)
         if segment.key is not None:
-            self._ghosts[segment.key] = None
-            while len(self._ghosts) > self.ghost_frac * (self._live + 1):
-                self._ghosts.popitem(last=False)
+            self._ghosts.add(segment.key)
+            self._ghosts.trim(self.ghost_frac * (self._live + 1))

@@ -6,7 +6,7 @@ Built-in policies go unguarded: tests vouch for them, and a check costs time in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any
@@ -26,6 +26,8 @@ Plain = Callable[[Any], Any]
 
 RESERVATIONS = ("paged", "prompt", "contiguous")
 """See `contracts.Reservation`."""
+MODES = ("recompute", "swap")
+"""See `contracts.PreemptionPolicy`."""
 
 
 def guarded(cls: type[Any], group: str) -> type[Any]:
@@ -43,6 +45,8 @@ def guarded(cls: type[Any], group: str) -> type[Any]:
     }
     if group == "stepline.batch_policies" and "plan" in body:
         body["plan"] = _pure(body["plan"], cls.__name__)
+    if group == "stepline.eviction_policies" and "expired" in body:
+        body["expired"] = _expiring(body["expired"], cls.__name__, home)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (cls,), {**body, **names})
 
@@ -59,9 +63,10 @@ def check_members(plugin: Any, group: str, where: str) -> None:
             raise ConfigError(
                 f"{where}: {type(plugin).__name__} has no {name!r}, expected {', '.join(needed)}"
             )
-    kind = getattr(plugin, "reservation", None)
-    if "reservation" in needed and kind not in RESERVATIONS:
-        raise ConfigError(f"{where}: reservation: got {kind!r}, expected one of {', '.join(RESERVATIONS)}")
+    for name, (is_fine, expected) in MEMBERS.get(group, {}).items():
+        value = getattr(plugin, name, None)
+        if (name in needed or value is not None) and not is_fine(value):
+            raise ConfigError(f"{where}: {name}: got {value!r}, expected {expected}")
 
 
 def _methods(cls: type[Any]) -> dict[str, Any]:
@@ -106,6 +111,25 @@ def _pure(plan: Callable[..., Any], policy: str) -> Callable[..., Any]:
                 "a view is read-only"
             )
         return answer
+
+    return call
+
+
+def _expiring(expired: Callable[..., Any], policy: str, home: str) -> Callable[..., Any]:
+    """`expired` whose every segment is one that may be dropped; an error between two of them is told like any other."""
+
+    @wraps(expired)
+    def call(self: Any, now_s: float) -> Iterator[Any]:
+        try:
+            for segment in expired(self, now_s):
+                problem = _evictable(segment, ())
+                if problem is not None:
+                    raise PolicyError(f"{policy}: expired: {problem}")
+                yield segment
+        except SteplineError:
+            raise
+        except Exception as error:
+            raise PolicyError(f"{policy}: {described(error, home)}") from error
 
     return call
 
@@ -215,6 +239,14 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
+def _is_count(value: Any, low: int) -> bool:
+    return isinstance(value, Integral) and not _is_bool(value) and int(value) >= low
+
+
+def _is_budget(value: Any) -> bool:
+    return value is None or _is_count(value, 1)
+
+
 def _what(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
@@ -233,6 +265,22 @@ CHECKS: dict[str, dict[str, tuple[Check, Plain]]] = {
     "stepline.kv_compressions": {"kept_tokens": (_whole, int)},
 }
 """How answers are checked and made plain, by group and method."""
+
+YES_OR_NO = (_is_bool, "True or False")
+BUDGET = (_is_budget, "tokens >= 1, or None")
+
+MEMBERS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "stepline.batch_policies": {
+        "reservation": (lambda value: value in RESERVATIONS, f"one of {', '.join(RESERVATIONS)}"),
+        "pads": YES_OR_NO,
+        "whole_prompts": YES_OR_NO,
+        "spare_blocks": (lambda value: _is_count(value, 0), "an integer >= 0"),
+        "oracle": YES_OR_NO,
+    },
+    "stepline.preemption_policies": {"mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}")},
+    "stepline.kv_compressions": {"cap_tokens": BUDGET, "prefill_window": BUDGET},
+}
+"""What members that are no methods must be, and how that is said, by group; those not in `NEEDED` may be absent."""
 
 NEEDED: dict[str, Iterable[str]] = {
     "stepline.batch_policies": (

@@ -247,8 +247,10 @@ class Seats:
     def _compressed(self, seq: Sequence, compression: KvCompression) -> int:
         """Drop what is not kept of a computed prompt; returns the tokens held."""
         kept = compression.kept_tokens(seq.prompt_tokens)
-        if not 0 < kept <= seq.prompt_tokens:
-            self.fail(seq, f"{type(compression).__name__} keeps {kept} of {seq.prompt_tokens} tokens")
+        cap = compression.cap_tokens
+        if not 0 < kept <= seq.prompt_tokens or (cap is not None and kept > cap):
+            most = seq.prompt_tokens if cap is None else min(cap, seq.prompt_tokens)
+            self.fail(seq, f"{type(compression).__name__}: kept_tokens: got {kept}, expected 1 to {most}")
         if self.grows:
             self.kv.give_back(self.kv.blocks_for(seq.prompt_tokens) - self.kv.blocks_for(kept))
         seq.computed_tokens = kept

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stepline.traces.continuing import carried_on
-from stepline.traces.errors import ConfigError
+from stepline.traces.errors import ConfigError, PolicyError
 
 from ..engine.plugins import plugin_factory
 from ..engine.segment import Segment
@@ -52,6 +52,7 @@ def reuse(
 
     Raises:
         ConfigError: no ids in the trace, several block sizes, a wrong policy, capacity or fraction.
+        PolicyError: a policy names a victim that is not cached.
     """
     _check(trace, capacities, warmup_frac)
     factories = {text: plugin_factory(GROUP, text) for text in policies}
@@ -212,7 +213,16 @@ class _Cache:
         policy.on_insert(segment, now_s)
         policy.on_release(segment, now_s)
         if len(segments) > self.capacity:
-            self._drop(policy.victim())
+            self._drop(self._victim())
+
+    def _victim(self) -> Segment:
+        """The policy's choice. Raises PolicyError if it is not cached."""
+        victim = self.policy.victim()
+        if self.segments.get(victim.key) is not victim:  # type: ignore[arg-type]  # every segment of a trace has a key
+            raise PolicyError(
+                f"{type(self.policy).__name__}: victim: got {victim!r}, expected a cached segment"
+            )
+        return victim
 
     def _drop(self, segment: Segment) -> None:
         if segment.key is not None:

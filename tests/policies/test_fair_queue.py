@@ -118,3 +118,18 @@ def test_an_empty_name_is_a_tenant_beside_those_without_one():
     for seq in rows:
         queue.append(seq)
     assert [seq.index for seq in queue] == [0, 1, 2, 3]
+
+
+def test_who_has_paid_for_its_prompt_is_not_charged_again_where_the_queue_is_read():
+    """A preempted request of `a` waits before another of `a`; it is free, so both go before the one of `b` that is dearer."""
+    queue = idle_queue()
+    preempted, other = request(0, "a"), request(1, "a")
+    queue.append(preempted)
+    queue.popleft()
+    queue.append(other)
+    queue.appendleft(preempted)
+    late = request(2, "b", tokens=10)
+    queue.append(late)
+    queue._account("b").service = 150.0
+    assert [seq.index for seq in queue] == [0, 1, 2]
+    assert [queue.popleft().index for _ in range(3)] == [0, 1, 2]

@@ -7,10 +7,12 @@ import sys
 import pytest
 from stepline.sim import simulate
 from stepline.sim.cli.main import main
-from stepline.sim.engine.plugins import load_plugin
+from stepline.sim.engine.plugins import load_plugin, plugin_factory
+from stepline.sim.study.reuse import reuse
 from stepline.traces.errors import ConfigError, PolicyError
 
 from ..sim.engine_kit import Affine, run, trace
+from .conformance import EVICTION
 
 ROWS = [(0.0, 20, 5), (0.0, 30, 5), (0.5, 10, 3)]
 
@@ -130,6 +132,80 @@ def test_classes_that_are_no_policy_and_files_that_do_not_run_are_input_errors(t
     with pytest.raises(ConfigError) as caught:
         load_plugin("stepline.batch_policies", f"{tmp_path / 'own.py'}:Mine")
     assert MEMBERS[source] in str(caught.value)
+
+
+FORGETFUL = """
+from stepline.policies.eviction.lru import LruPolicy
+class Mine(LruPolicy):
+    def on_evict(self, segment): pass
+"""
+HASTY = """
+class Mine:
+    def __init__(self): self.all, self.seen = {}, []
+    def on_insert(self, segment, now_s): self.seen.append(segment)
+    def on_hit(self, segment, now_s): self.all.pop(segment, None)
+    def on_release(self, segment, now_s): self.all[segment] = None
+    def on_evict(self, segment): del self.all[segment]
+    def victim(self): return next(iter(self.all))
+    def expired(self, now_s):
+        EXPIRES
+"""
+
+
+def test_a_victim_that_is_not_cached_is_named_by_a_cache_only_replay_too(tmp_path):
+    (tmp_path / "own.py").write_text(FORGETFUL)
+    t = trace([(float(i), 8, 1) for i in range(5)], [[i] for i in range(5)], 8)
+    with pytest.raises(PolicyError, match=r"Mine: victim: got Segment.*expected a cached segment"):
+        reuse(t, [f"{tmp_path / 'own.py'}:Mine"], [2])
+
+
+@pytest.mark.parametrize(
+    ("expires", "says"),
+    [
+        ("yield from [s for s in self.seen if s.refs]", "Mine: expired: got Segment.*that nobody holds"),
+        ("yield 1 / 0", "own.py:10, in expired: yield 1 / 0: ZeroDivisionError"),
+    ],
+)
+def test_segments_that_cannot_expire_are_named(tmp_path, expires, says):
+    (tmp_path / "own.py").write_text(HASTY.replace("EXPIRES", expires))
+    ids = [[1, 2, 3], [1, 2, 4]]
+    t = trace([(0.0, 24, 9), (3.0, 24, 9)], ids, 8)
+    with pytest.raises(PolicyError, match=says):
+        run(t, Affine(1.0), block_size=8, eviction=plugin_factory(EVICTION, f"{tmp_path / 'own.py'}:Mine"))
+
+
+KINDS = {
+    ("batch_policies", "spare_blocks = -1"): "spare_blocks: got -1, expected an integer >= 0",
+    ("batch_policies", "pads = 'no'"): "pads: got 'no', expected True or False",
+    ("preemption_policies", "mode = 'swp'"): "mode: got 'swp', expected one of recompute, swap",
+    ("kv_compressions", "cap_tokens = -1"): "cap_tokens: got -1, expected tokens >= 1, or None",
+    ("kv_compressions", "prefill_window = 2.5"): "prefill_window: got 2.5, expected tokens >= 1, or None",
+}
+
+
+@pytest.mark.parametrize("case", KINDS, ids=lambda case: case[1])
+def test_members_that_are_no_such_value_are_input_errors(tmp_path, case):
+    kind, line = case
+    base = {
+        "batch_policies": "from stepline.policies.batching.chunked import ChunkedPolicy as Base",
+        "preemption_policies": "class Base:\n    def victim(self, view, candidates, n): return None",
+        "kv_compressions": "class Base:\n    cap_tokens = prefill_window = None\n    def kept_tokens(self, n): return n",
+    }[kind]
+    (tmp_path / "own.py").write_text(f"{base}\nclass Mine(Base):\n    {line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_plugin(f"stepline.{kind}", f"{tmp_path / 'own.py'}:Mine")
+    assert KINDS[case] in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", ["n + 1", "0", "60"])
+def test_a_compression_that_keeps_more_than_there_is_or_than_its_cap_is_named(tmp_path, kept):
+    source = (
+        f"class Mine:\n    cap_tokens, prefill_window = 50, None\n    def kept_tokens(self, n): return {kept}"
+    )
+    (tmp_path / "own.py").write_text(source)
+    found = load_plugin("stepline.kv_compressions", f"{tmp_path / 'own.py'}:Mine")
+    with pytest.raises(PolicyError, match=r"sequence 0: Mine: kept_tokens: got \d+, expected 1 to 50"):
+        run([(0.0, 80, 5)], Affine(1.0), compression=found)
 
 
 def test_a_file_takes_no_other_modules_name_and_finds_its_neighbours(tmp_path):
