@@ -23,7 +23,7 @@ from ..engine.life_log import LifeLog
 from ..engine.offloading_replica import OffloadingReplica
 from ..engine.replica import Replica
 from ..engine.request_log import FINISHED, TIMED_OUT, UNFINISHED, RequestLog
-from ..engine.result import STEP_COLUMNS, RunResult
+from ..engine.result import STEP_COLUMNS, RunResult, empty_table
 from ..engine.step_log import GapLog, StepLog
 from .clients import Clients, SequenceFactory
 from .fleet import BusyLog, Fleet, are_alike, hardware, mean_peaks
@@ -327,9 +327,11 @@ class _Run:
         names = list(STEP_COLUMNS) + [
             n for n in (self.blocks[0] if self.blocks else ()) if "context_" in n and n[-1] in "123456789"
         ]
-        frames = [pd.DataFrame({name: block[name] for name in names}) for block in self.blocks]
-        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names, dtype=float)
-        return table.astype({name: kind for name, kind in STEP_COLUMNS.items() if name in table})
+        kinds = {name: STEP_COLUMNS.get(name, np.float64) for name in names}
+        if not self.blocks:
+            return empty_table(kinds)
+        joined = {name: np.concatenate([block[name] for block in self.blocks]) for name in names}
+        return pd.DataFrame({name: joined[name].astype(kind) for name, kind in kinds.items()})
 
     def _check(self, requests: pd.DataFrame) -> None:
         """Nothing lost: every request ended once, every block came back."""

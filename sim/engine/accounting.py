@@ -149,18 +149,19 @@ def combine(
         flops=sum(part.flops for part in parts),
         hbm_bytes=sum(part.hbm_bytes for part in parts),
         steps=sum(part.steps for part in parts),
-        series=_with_presence(series.frame(AVERAGED, end_s), requests, preemptions),
+        series=pd.DataFrame(_with_presence(series.columns(AVERAGED, end_s), requests, preemptions)),
         step_histogram=pd.DataFrame(rows, columns=["n_decode_bin", "prefill_bin", "steps", "seconds"]),
         step_bins=step_bins.frame(),
     )
 
 
-def _with_presence(series: pd.DataFrame, requests: pd.DataFrame, preemptions: pd.DataFrame) -> pd.DataFrame:
+def _with_presence(
+    series: dict[str, Floats], requests: pd.DataFrame, preemptions: pd.DataFrame
+) -> dict[str, Floats]:
     """The series with the mean numbers of running and waiting requests."""
-    width = series["width_s"].to_numpy()
-    edges = np.append(series["t_s"].to_numpy(), series["t_s"].iloc[-1] + width[-1])
-    waiting, running = presence(requests, preemptions, edges)
-    return series.assign(running=running / width, waiting=waiting / width)
+    begin, width = series["t_s"], series["width_s"]
+    waiting, running = presence(requests, preemptions, np.append(begin, begin[-1] + width[-1]))
+    return {**series, "running": running / width, "waiting": waiting / width}
 
 
 def _bin_top(exponent: int) -> int:

@@ -44,16 +44,17 @@ class LifeLog:
 
     def preemption_table(self) -> pd.DataFrame:
         """One row a preemption, in order of time."""
-        table = _table(self._preempted, PREEMPTION_COLUMNS)
-        return table.sort_values("preempted_s", kind="stable", ignore_index=True)
+        return _table(self._preempted, PREEMPTION_COLUMNS, "preempted_s")
 
     def chunk_table(self) -> pd.DataFrame | None:
         """One row a chunk, in order of its step's start; None unless `with_chunks`."""
         if not self.with_chunks:
             return None
-        return _table(self._chunks, CHUNK_COLUMNS).sort_values("start_s", kind="stable", ignore_index=True)
+        return _table(self._chunks, CHUNK_COLUMNS, "start_s")
 
 
-def _table(flat: array[float], columns: dict[str, type]) -> pd.DataFrame:
+def _table(flat: array[float], columns: dict[str, type], by: str) -> pd.DataFrame:
+    """Rows in order of column `by`, equal ones as they came."""
     rows = np.array(flat, dtype=np.float64).reshape(-1, len(columns))
+    rows = rows[np.argsort(rows[:, list(columns).index(by)], kind="stable")]
     return pd.DataFrame({name: rows[:, i].astype(kind) for i, (name, kind) in enumerate(columns.items())})

@@ -19,16 +19,25 @@ def presence(requests: pd.DataFrame, preemptions: pd.DataFrame, edges_s: Floats)
     for the rest of its time. One that is never scheduled waits until it ends.
     """
     sent, ended = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
-    began = requests["scheduled_s"].fillna(requests["finish_s"]).to_numpy()
-    end_of = pd.Series(ended, index=requests["request_index"])
-    at_most = end_of.reindex(preemptions["request_index"]).to_numpy()
-    away = np.fmin(preemptions["preempted_s"].to_numpy(), at_most)
-    back = np.fmin(preemptions["resumed_s"].to_numpy(), at_most)
+    began = requests["scheduled_s"].to_numpy()
+    began = np.where(np.isnan(began), ended, began)
     queued = _since(sent, edges_s) - _since(began, edges_s)
     seated = _since(began, edges_s) - _since(ended, edges_s)
-    aside = _since(away, edges_s) - _since(back, edges_s)
-    waiting, running = np.diff(queued + aside), np.diff(seated - aside)
+    if len(preemptions):
+        aside = _aside(requests["request_index"].to_numpy(), ended, preemptions, edges_s)
+        queued, seated = queued + aside, seated - aside
+    waiting, running = np.diff(queued), np.diff(seated)
     return np.maximum(waiting, 0.0), np.maximum(running, 0.0)
+
+
+def _aside(indices: NDArray[np.int64], ended: Floats, preemptions: pd.DataFrame, edges_s: Floats) -> Floats:
+    """Request-seconds up to each edge between giving way and the return, or the end of the request."""
+    end_of = np.full(1 + int(indices.max()), np.nan)
+    end_of[indices] = ended
+    at_most = end_of[preemptions["request_index"].to_numpy()]
+    away = np.fmin(preemptions["preempted_s"].to_numpy(), at_most)
+    back = np.fmin(preemptions["resumed_s"].to_numpy(), at_most)
+    return _since(away, edges_s) - _since(back, edges_s)
 
 
 def _since(times_s: Floats, edges_s: Floats) -> Floats:

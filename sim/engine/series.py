@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -58,7 +57,7 @@ class SeriesBins:
         out.sums = {name: self.sums[name] + other.sums[name] for name in self.names}
         return out
 
-    def frame(self, averaged: tuple[str, ...], end_s: float) -> pd.DataFrame:
+    def columns(self, averaged: tuple[str, ...], end_s: float) -> dict[str, Floats]:
         """Bins up to `end_s`; `averaged` names are divided by the width (of the last bin: what is left of it)."""
         self._fit(end_s)
         n = min(MAX_BINS, int(np.ceil(end_s / self.width_s))) or 1
@@ -69,4 +68,4 @@ class SeriesBins:
         data: dict[str, Floats] = {"t_s": t.astype(np.float64), "width_s": width}
         for name, total in self.sums.items():
             data[name] = total[:n] / width if name in averaged else total[:n].copy()
-        return pd.DataFrame(data)
+        return data

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +92,7 @@ class StepBins:
             while part.width_s < max(self.width_s, other.width_s):
                 part._double()
         out = StepBins()
-        out.width_s = self.width_s
+        out.width_s, out.empty = self.width_s, self.empty and other.empty
         out.grids = {what: self.grids[what] + other.grids[what] for what in self.grids}
         for part in (self, other):
             out.roofline.add(*part.roofline.table())
@@ -106,22 +105,24 @@ class StepBins:
         step ("batch"), of seconds ("duration"), of FLOP per HBM byte ("roofline"), or the upper end of the bin of new
         tokens, a power of two ("tokens"); `y`: middle of the bin of FLOP/s on one GPU ("roofline", else NaN).
         """
-        parts = [self._grid_frame(what) for what in self.grids] + [self._roofline_frame()]
-        parts = [part for part in parts if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else empty_frame()
+        if self.empty:
+            return empty_frame()
+        parts = {what: self._grid_cells(what) for what in self.grids} | {"roofline": self._roofline_cells()}
+        sizes = [len(cells[0]) for cells in parts.values()]
+        numbers = [np.concatenate(column) for column in zip(*parts.values(), strict=True)]
+        names = np.repeat(np.array(list(parts), dtype=object), sizes)
+        return pd.DataFrame(dict(zip(FRAME_COLUMNS, (names, *numbers), strict=True)))
 
-    def _grid_frame(self, what: str) -> pd.DataFrame:
+    def _grid_cells(self, what: str) -> tuple[NDArray[Any], ...]:
         steps, seconds = self.grids[what]
-        t, x = np.nonzero(steps)
+        t, x = np.divmod(np.flatnonzero(steps.reshape(-1) != 0), steps.shape[1])  # mostly empty: 16 x as fast
         value = 2.0**x if what == "tokens" else bin_middle(x, what)
-        columns = (what, t * self.width_s, value, np.nan, steps[t, x], seconds[t, x])
-        return _frame(columns)
+        return t * self.width_s, value, np.full(len(t), np.nan), steps[t, x], seconds[t, x]
 
-    def _roofline_frame(self) -> pd.DataFrame:
+    def _roofline_cells(self) -> tuple[NDArray[Any], ...]:
         cells, steps, seconds = self.roofline.table()
         t, x, y = cells // 1_000_000, cells // 1000 % 1000, cells % 1000
-        middle_x, middle_y = bin_middle(x, "intensity"), bin_middle(y, "flops")
-        return _frame(("roofline", t * self.width_s, middle_x, middle_y, steps, seconds))
+        return t * self.width_s, bin_middle(x, "intensity"), bin_middle(y, "flops"), steps, seconds
 
 
 class Cells:
@@ -157,11 +158,6 @@ def empty_frame() -> pd.DataFrame:
     """A table of no cells, with the columns and types of others."""
     types = {name: object if name == "what" else np.float64 for name in FRAME_COLUMNS}
     return pd.DataFrame({name: np.empty(0, kind) for name, kind in types.items()})
-
-
-def _frame(columns: tuple[object, ...]) -> pd.DataFrame:
-    data: Mapping[str, object] = dict(zip(FRAME_COLUMNS, columns, strict=True))
-    return pd.DataFrame(data, index=range(len(columns[-1])))  # type: ignore[arg-type]  # the last column is an array
 
 
 def log_bin(values: Floats, what: str) -> Ints:
