@@ -222,16 +222,17 @@ def _cell(row: Any, text: Any) -> str:
 
 def _best(grid: Grid, figure: str, title: str, text: Any) -> str:
     """Which run has the best figure, and its difference to the baseline with the interval."""
-    from stepline.sim.study.grid import FIGURES
+    from stepline.sim.study.grid import FIGURES, are_alike
 
     more = next(f.more_is_better for f in FIGURES if f.name == figure)
     rows = [r for r in grid.rows if r.figure == figure and r.value is not None]
     best = (max if more else min)(rows, key=lambda r: r.value or 0.0)
-    ties = [r.run for r in rows if r.value == best.value]
+    ties = [r.run for r in rows if are_alike(r.value or 0.0, best.value or 0.0)]
     if len(ties) == len(rows):
         return f"{title:10} the same in all runs"
-    if best.run == grid.baseline:
-        return f"{title:10} best: {best.run} (the baseline)"
+    if grid.baseline in ties:
+        others = f", and alike: {', '.join(r for r in ties if r != grid.baseline)}" if len(ties) > 1 else ""
+        return f"{title:10} best: {grid.baseline} (the baseline){others}"
     interval = (
         ""
         if best.low is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,17 +253,21 @@ def _cost(means: Mapping[tuple[str, str], float | None], label: str, name: str) 
     return -value if more else value
 
 
+def are_alike(x: float, y: float) -> bool:
+    """Whether two figures differ by no more than the order of additions makes."""
+    return isclose(x, y, rel_tol=1e-9)
+
+
 def pareto_set(costs: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
     """Labels that no other beats in one figure without losing in another (all figures to be minimised).
 
-    >>> pareto_set({"a": [1, 5], "b": [2, 4], "c": [3, 6]})
-    ('a', 'b')
+    >>> pareto_set({"a": [1, 5], "b": [2, 4], "c": [3, 6], "a again": [1, 4.9999999999999]})
+    ('a', 'b', 'a again')
     """
 
     def beats(a: Sequence[float], b: Sequence[float]) -> bool:
-        return all(x <= y for x, y in zip(a, b, strict=True)) and any(
-            x < y for x, y in zip(a, b, strict=True)
-        )
+        pairs = [(x, y) for x, y in zip(a, b, strict=True) if not are_alike(x, y)]
+        return bool(pairs) and all(x < y for x, y in pairs)
 
     return tuple(
         label for label, own in costs.items() if not any(beats(other, own) for other in costs.values())
