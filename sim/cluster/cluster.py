@@ -41,7 +41,7 @@ __all__ = ["ClusterSpec", "Progress", "ReplicaSpec", "run_cluster"]
 EVENTS_PER_CHECK = 256
 
 CHECKS_AT_STANDSTILL = 40
-"""Checks in a row that find all replicas empty, clients silent and requests left, after which a run is given up: 10 000 looks
+"""Checks in a row that find all replicas idle, clients silent and requests left, after which a run is given up: 10 000 looks
 of scrapes, scaling and failures have then moved nothing."""
 
 
@@ -244,7 +244,7 @@ class _Run:
 
     def _check_progress(self, fleet: Fleet) -> None:
         """Raise where a router keeps its requests for ever while something else ticks on, which would have no end."""
-        if not self.clients.are_silent or not fleet.is_empty or len(self.requests) == len(self.trace):
+        if not self.clients.are_silent or not fleet.stands_still or len(self.requests) == len(self.trace):
             self.standstill = 0
         elif fleet.router.open:  # else one may yet come back
             self.standstill += 1

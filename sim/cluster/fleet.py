@@ -103,10 +103,12 @@ class Fleet:
             self.failing.ended(seq, time_s)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no replica has a request, or is about to get one."""
-        routers = [self.router] if self.handoff is None else [self.handoff.front, self.handoff.back]
-        return not any([s.n_outstanding for router in routers for s in router.signals.values()])
+    def stands_still(self) -> bool:
+        """Whether every replica is idle, and nothing is on its way to one."""
+        moves = () if self.handoff is None else self.handoff.moves.values()
+        return all([r.idle and not r.is_loading for r in self.replicas]) and not any(
+            [m.target for m in moves]
+        )
 
     def check(self) -> None:
         """Raise if somebody is left anywhere after the run."""

@@ -174,6 +174,7 @@ class Handoff:
         self.n_moved = 0
         self.waited_s = self.moving_s = 0.0
         self.asked = False
+        back.on_scrape = lambda: self.room_made(env.now)  # what the policy is shown is new
 
     # -- the clients' door ------------------------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class Handoff:
         return False
 
     def room_made(self, time_s: float) -> None:
-        """A request has left a decode replica: perhaps one that waits can move."""
+        """A request has left a decode replica, or it is seen that one has: perhaps one that waits can move."""
         if self.waiting and not self.asked:
             self.asked = True
             self._at(time_s, self._again)

@@ -53,6 +53,7 @@ class Router:
         self.where: dict[Sequence, Replica] = {}
         self.touched: dict[Replica, None] = {}
         self.asked = False
+        self.on_scrape: Callable[[], None] | None = None  # whoever else waits for what a scrape shows
         self._show()
         if scrape_interval_s:
             self._wait_scrape()
@@ -208,4 +209,6 @@ class Router:
             self._show()
             if self.pending:
                 self.ask_again(self.env.now)
+            if self.on_scrape is not None:
+                self.on_scrape()
             self._wait_scrape()

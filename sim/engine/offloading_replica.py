@@ -122,7 +122,12 @@ class OffloadingReplica(Replica):
     # -- idle, or dead ----------------------------------------------------------------------------------------------
 
     def _awaits(self) -> bool:
-        return super()._awaits() or bool(self.fetcher.loading)
+        return super()._awaits() or self.is_loading
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether KV comes from the tiers below."""
+        return bool(self.fetcher.loading)
 
     def _wake(self, event: Any) -> None:
         awaited: Any = self.event

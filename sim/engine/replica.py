@@ -336,6 +336,11 @@ class Replica:
         self.n_steps = 0
         self._sleep()
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether KV is on its way to it."""
+        return False
+
     def _awaits(self) -> bool:
         """Whether KV that somebody else has to free is why nothing fits."""
         return bool(self.seats.parked)

@@ -248,6 +248,18 @@ def test_a_router_that_keeps_its_requests_for_ever_is_told_whatever_else_ticks_o
         run([(0.0, 10, 2), (3.0, 10, 2)], n_replicas=2, **fleet)
 
 
+@pytest.mark.parametrize("policy", ["central-queue", "least-kv"])
+@pytest.mark.parametrize("interval", [0.0, 0.5, 40.0])
+def test_who_waits_between_the_pools_is_asked_again_when_a_scrape_shows_room(policy, interval):
+    """One seat on the decode side: the second and third request wait for it, and old figures say that it is taken."""
+    rows = [(0.0, 16, 5), (0.0, 16, 5), (1.0, 16, 5)]
+    result = run(
+        rows, n_replicas=2, routing=load_plugin(ROUTING, policy), disaggregation=Disaggregation(1), scrape_interval_s=interval,
+        max_num_seqs=1, max_num_batched_tokens=64, kv_blocks=9, block_size=8, max_model_len=30,
+    )  # fmt: skip
+    assert by_index(result)["output_tokens"].tolist() == [5, 5, 5]
+
+
 def test_a_long_pause_is_no_standstill():
     """Tens of thousands of scrapes before the last request comes: as many replicas take turns as without them."""
     rows = [(0.0, 10, 2), (20_000.0, 10, 2)]
