@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Ragged:
         lists = [list(row) if row is not None else [] for row in rows]
         offsets = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in lists], out=offsets[1:])
-        flat = np.fromiter((v for row in lists for v in row), dtype=np.int64, count=int(offsets[-1]))
+        flat = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(offsets[-1]))
         return cls(flat, offsets)
 
     def __len__(self) -> int:

@@ -28,9 +28,8 @@ class Section:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The page as text. Charts are embedded by the bundled Vega, once for all of them."""
-    import vl_convert
+    from stepline.sim.report.page import vega_bundle
 
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub demands an optional argument
     charts = {s.name: s.chart.to_dict() for s in sections if s.chart is not None}
     body = "\n".join(_section(s) for s in sections)
     links = " · ".join(f'<a href="#{s.name}">{escape(s.heading)}</a>' for s in sections)
@@ -39,7 +38,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         lead=escape(lead),
         links=links,
         body=body,
-        bundle=bundle.replace("</script", "<\\/script"),
+        bundle=vega_bundle(),
         charts=json.dumps(charts, default=str).replace("</", "<\\/"),
     )
 

@@ -208,34 +208,39 @@ def _resampled(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Blocks:
-    """A sample cut into blocks: sums and counts a block, and how many of each value level a block holds."""
+    """A sample cut into blocks: sums and counts a block, and how many values up to each level a block holds."""
 
     sums: Floats
     counts: Floats
     levels: Floats
-    per_level: Floats  # (blocks, levels)
+    up_to: Floats  # (levels, blocks)
 
     @classmethod
     def of(cls, values: Floats, weight: Floats, block: NDArray[np.int64]) -> _Blocks:
         n_blocks = int(block.max()) + 1
         levels, code = _levels(values)
         cells = block * len(levels) + code
-        per_level = np.bincount(cells, weights=weight, minlength=n_blocks * len(levels))
+        per_level = np.bincount(cells, weights=weight, minlength=n_blocks * len(levels)).astype(np.float64)
         sums = np.bincount(block, weights=weight * values, minlength=n_blocks)
         counts = np.bincount(block, weights=weight, minlength=n_blocks)
-        table = per_level.astype(np.float64).reshape(n_blocks, len(levels))
-        return cls(sums.astype(np.float64), counts.astype(np.float64), levels, table)
+        up_to = np.ascontiguousarray(per_level.reshape(n_blocks, len(levels)).cumsum(axis=1).T)
+        return cls(sums.astype(np.float64), counts.astype(np.float64), levels, up_to)
 
     def statistics(self, picks: Floats) -> Floats:
         """Mean, p50, p99 of each resample; `picks` (resamples, blocks) says how often each block is drawn."""
         counts = picks @ self.counts
-        columns = [(picks @ self.sums) / counts]
-        reached = np.cumsum(picks @ self.per_level, axis=1)
-        for fraction in (0.5, 0.99):
-            target = fraction * counts
-            at = (reached < target[:, None]).sum(axis=1)
-            columns.append(self.levels[np.minimum(at, len(self.levels) - 1)])
-        return np.stack(columns, axis=1)
+        quantiles = [self.levels[self._reaching(fraction * counts, picks)] for fraction in (0.5, 0.99)]
+        return np.stack([(picks @ self.sums) / counts, *quantiles], axis=1)
+
+    def _reaching(self, targets: Floats, picks: Floats) -> NDArray[np.int64]:
+        """The first level up to which a resample holds its target number of values, by bisection."""
+        low = np.zeros(len(picks), dtype=np.int64)
+        high = np.full(len(picks), len(self.levels) - 1)
+        while (low < high).any():
+            middle = (low + high) // 2
+            short = np.einsum("ij,ij->i", picks, self.up_to[middle]) < targets
+            low, high = np.where(short, middle + 1, low), np.where(short, high, middle)
+        return low
 
 
 def _levels(values: Floats) -> tuple[Floats, NDArray[np.int64]]:

@@ -158,10 +158,13 @@ def load_measured(folder: str | Path) -> tuple[Experiment, ...]:
         _long(root, "metrics", ("exp_key", "stage", "metric", "stat", "value", "unit"), "value")
     )
     peers = _peers(_long(root, "peers", ("peer", "exp_key", "stage", "metric", "predicted"), "predicted"))
-    found = []
-    for key, group in rows.groupby("exp_key", sort=False):
-        found.append(_experiment(root, str(key), group, metrics.get(str(key), {}), peers.get(str(key), {})))
-    return tuple(found)
+    stages: dict[str, list[dict[Any, Any]]] = {}
+    for cells in rows[rows["exp_key"].notna()].to_dict("records"):
+        stages.setdefault(str(cells["exp_key"]), []).append(cells)
+    return tuple(
+        _experiment(root, key, group, metrics.get(key, {}), peers.get(key, {}))
+        for key, group in stages.items()
+    )
 
 
 def chosen(experiments: Iterable[Experiment], names: Iterable[str]) -> tuple[Experiment, ...]:
@@ -217,14 +220,14 @@ def _long(root: Path, name: str, columns: Sequence[str], value: str) -> pd.DataF
 def _experiment(
     root: Path,
     key: str,
-    rows: pd.DataFrame,
+    rows: Sequence[dict[Any, Any]],
     metrics: Mapping[int, Mapping[str, float]],
     peers: Mapping[str, Mapping[int, Mapping[str, float]]],
 ) -> Experiment:
-    row = _Row(f"{root}/experiments.csv: {key}", rows.iloc[0].to_dict())
+    row = _Row(f"{root}/experiments.csv: {key}", rows[0])
     stages = tuple(
         _stage(one, metrics)
-        for one in (_Row(row.where, cells) for cells in rows.to_dict("records"))
+        for one in (_Row(row.where, cells) for cells in rows)
         if (one.integer("stage") or 0) >= 0
     )
     if not stages:

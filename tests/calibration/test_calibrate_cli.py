@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ except importlib.metadata.PackageNotFoundError:
     TABLES = False
 
 needs_tables = pytest.mark.skipif(not TABLES, reason=f"{PACKAGE} is not installed (extra h100)")
+
+
+@cache
+def h100_tables():
+    return read_source("aiconfigurator", "h100-sxm", "vllm-0.24.0")
 
 
 @pytest.fixture
@@ -121,7 +127,7 @@ def test_help_names_every_verb(capsys):
 @needs_tables
 @pytest.mark.parametrize("task", [PREFILL, DECODE], ids=lambda t: t.name)
 def test_the_committed_constants_are_those_of_the_tables(task):
-    source = read_source("aiconfigurator", "h100-sxm", "vllm-0.24.0")
+    source = h100_tables()
     rows = rows_for(task, source.table, source.gpu, "bf16")
     fresh = fit_task(task, rows, source.gpu, "bf16", residual=False).fit.constants
     committed = next(c for c in registered_calibrations() if (c.gpu, c.dtype) == ("h100-sxm", "bf16"))
@@ -132,7 +138,7 @@ def test_the_committed_constants_are_those_of_the_tables(task):
 def test_unseen_heads_are_within_the_gates_on_the_h100_tables():
     from stepline.calibration.validate import validate
 
-    source = read_source("aiconfigurator", "h100-sxm", "vllm-0.24.0")
+    source = h100_tables()
     kernels = ("attention_decode", "attention_prefill")
     scores = validate(source, "bf16", seeds=2, splits=("unseen",), kernels=kernels)
     error = {(s.kernel, s.model): s.mape for s in scores if s.regime == "all"}

@@ -8,6 +8,7 @@ import sys
 
 PROGRAM = """
 import hashlib
+from pandas.util import hash_pandas_object
 from stepline.sim import simulate
 from stepline.sim.engine.plugins import plugin_names
 from stepline.traces.request import Request
@@ -38,7 +39,7 @@ DIGEST = """
 def digest(result):
     seen = hashlib.sha256()
     for table in (result.requests, result.steps, result.totals.series, result.totals.step_bins, result.preemptions):
-        seen.update(table.to_csv().encode())
+        seen.update(repr(list(table)).encode() + hash_pandas_object(table).to_numpy().tobytes())
     return seen.hexdigest()
 """
 

@@ -45,8 +45,10 @@ return Object.fromEntries(views.map(([name, view]) => [name, view.scenegraph().t
 """
 
 DARK = """
+const old = [...document.querySelectorAll(".chart canvas")];
 document.getElementById("theme").click();
-await new Promise((r) => setTimeout(r, 2000));
+while (old.some((canvas) => canvas.isConnected)) await frames(); // every chart is drawn anew
+await frames();
 return { ...drawn(), ...look() };
 """
 

@@ -118,10 +118,12 @@ class Planner:
         turns = whole(spec.turns.ppf(normal_cdf(own["turns"])))
         first = whole(spec.first_input.ppf(normal_cdf(own["first_input"])))
         shape = (n, int(turns.max()))
+        there = np.arange(shape[1]) < turns[:, None]
         bent = {name: self._bent(name, own[name], shape) for name in OWN}
-        outputs = whole(spec.outputs.ppf(bent["outputs"]))
-        think_s = np.round(spec.think_s.ppf(bent["think_s"]), 3)
-        tokens, kept = self._contexts(np.minimum(first, spec.max_input_tokens), bent["growth"])
+        outputs = whole(_quantiles(spec.outputs, bent["outputs"], there))
+        think_s = np.round(_quantiles(spec.think_s, bent["think_s"], there), 3)
+        growths = np.array([_quantiles(law, bent["growth"], there) for law in spec.growth.laws])
+        tokens, kept = self._contexts(np.minimum(first, spec.max_input_tokens), growths)
         gap_s = self._gaps(outputs, think_s)
         return _Draft(self._in_time(turns, gap_s), tokens, kept, outputs, think_s, gap_s)
 
@@ -142,28 +144,26 @@ class Planner:
         in_time: Ints = np.sum(np.cumsum(gap_s, axis=1) <= self.spec.max_session_s, axis=1)
         return np.minimum(turns, in_time)
 
-    def _contexts(self, first: Ints, growth_u: Array) -> tuple[Ints, Ints]:
-        """Lengths of the prompts, and the blocks that each keeps of the one before."""
-        spec, shape = self.spec, growth_u.shape
-        growths = np.array([law.ppf(growth_u) for law in spec.growth.laws])
+    def _contexts(self, first: Ints, growths: Array) -> tuple[Ints, Ints]:
+        """Lengths of the prompts, and the blocks that each keeps of the one before; `growths` by law, row and turn."""
+        spec, shape = self.spec, (growths.shape[1], growths.shape[2])
         broken = self.random["break_chance"].random(shape) < spec.break_chance
         compact_u = self.random["compact_chance"].random(shape)
         shrunk, survive = (
             self._plain("compact_frac", shape),
             whole(self._plain("break_kept_blocks", shape), 0),
         )
-        tokens, kept, rows = np.empty(shape, np.int64), np.zeros(shape, np.int64), np.arange(len(first))
+        tokens, cut, rows = np.empty(shape, np.int64), np.zeros(shape, np.bool_), np.arange(len(first))
         tokens[:, 0] = first
         for k in range(1, shape[1]):
             last = tokens[:, k - 1]
             grown = whole(last + growths[spec.growth.steps(last), rows, k])
-            cut = (grown > spec.max_input_tokens) | (compact_u[:, k] < spec.compact_chance.at(last))
+            cut[:, k] = (grown > spec.max_input_tokens) | (compact_u[:, k] < spec.compact_chance.at(last))
             short = np.minimum(whole(last * shrunk[:, k]), spec.max_input_tokens)
-            tokens[:, k] = np.where(cut, short, grown)
-            kept[:, k] = np.where(cut | broken[:, k], survive[:, k], last // spec.block_size)
-            np.minimum.reduce(
-                [kept[:, k], last // spec.block_size, tokens[:, k] // spec.block_size], out=kept[:, k]
-            )
+            tokens[:, k] = np.where(cut[:, k], short, grown)
+        blocks, kept = tokens // spec.block_size, np.zeros(shape, np.int64)
+        most = np.minimum(blocks[:, :-1], blocks[:, 1:])
+        kept[:, 1:] = np.where((cut | broken)[:, 1:], np.minimum(survive[:, 1:], most), most)
         return tokens, kept
 
     def _plain(self, name: str, shape: tuple[int, int]) -> Array:
@@ -175,3 +175,10 @@ class Planner:
         share: float = self.spec.session_frac[name]
         each = normal_ppf(self.random[name].random(shape))
         return normal_cdf(sqrt(share) * own[:, None] + sqrt(1.0 - share) * each)
+
+
+def _quantiles(law: Law, u: Array, there: NDArray[np.bool_]) -> Array:
+    """Of a law where there is a turn, 0 elsewhere: turns are few beside the longest session's."""
+    values = np.zeros(u.shape)
+    values[there] = law.ppf(u[there])
+    return values

@@ -132,10 +132,9 @@ class BlockIds:
         shared = self._systems[turn.system] if previous is None else previous.ids
         blocks = -(-turn.input_tokens // self.block_size)
         turn.ids = shared[: min(turn.kept_blocks, blocks)]
-        if live:
+        if live and turn.ids and min(turn.ids) < 0:
             turn.ids = [self._final(i) for i in turn.ids]
-        fresh = self._live if live else self._warm
-        turn.ids += [next(fresh) for _ in range(blocks - len(turn.ids))]
+        turn.ids += islice(self._live if live else self._warm, blocks - len(turn.ids))
 
     def _final(self, block: int) -> int:
         if block >= 0:

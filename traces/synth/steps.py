@@ -34,6 +34,8 @@ class StepChance:
 
     def at(self, where: Any) -> Any:
         """The probabilities at each of `where`."""
+        if not self.bounds:
+            return np.full(np.shape(where), self.values[0])
         return np.array(self.values)[np.searchsorted(self.bounds, where, side="right")]
 
 
