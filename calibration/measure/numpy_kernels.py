@@ -16,6 +16,9 @@ from .kernels import Call, Unsupported, lengths
 
 Array = NDArray[np.float32]
 ARENA_BYTES = 256 * 2**20
+LARGEST_COPY_BYTES = 2**26
+COMMON_CACHE_BYTES = 2**25
+"""A larger cache takes longer rounds to overflow."""
 QUERY_BLOCK = 256
 """Queries per block of prefill attention: bounds the score matrix to 256 × context per head."""
 
@@ -23,13 +26,15 @@ QUERY_BLOCK = 256
 class NumpyKernels:
     """float32 kernels on the CPU. Operands are views of one random arena, taken in turn."""
 
-    most_copies = 64
-    round_flops = 1e9
+    most_copies = 512
     failures = (MemoryError,)
 
-    def __init__(self, arena_bytes: int = ARENA_BYTES, seed: int = 0) -> None:
+    def __init__(self, arena_bytes: int | None = None, seed: int = 0) -> None:
         self.gpu = "cpu"
         self.cache_bytes = cpu_cache_bytes()
+        self.round_flops = 1e9 * max(1.0, self.cache_bytes / COMMON_CACHE_BYTES)
+        if arena_bytes is None:
+            arena_bytes = cpu_arena_bytes(self.cache_bytes, free_memory_bytes())
         self.operand_bytes = arena_bytes
         self._block = np.random.default_rng(seed).standard_normal(4 * 2**20, dtype=np.float32)
         self._arena = np.resize(self._block, arena_bytes // 4)
@@ -231,6 +236,15 @@ def refuse_beyond(n_bytes: int, free: int) -> None:
         raise Unsupported(
             f"operands of {n_bytes / 2**30:.1f} GiB exceed half of the {free / 2**30:.1f} GiB free"
         )
+
+
+def cpu_arena_bytes(cache_bytes: int, free_bytes: int) -> int:
+    """Memory for operands: enough to be cold (twice the cache, in whole sets of the largest copy), a fourth of what is free.
+
+    >>> [cpu_arena_bytes(mib * 2**20, 24 * 2**30) // 2**20 for mib in (32, 480)]
+    [256, 1024]
+    """
+    return max(ARENA_BYTES, min(2 * cache_bytes + LARGEST_COPY_BYTES, free_bytes // 4))
 
 
 def cpu_cache_bytes() -> int:

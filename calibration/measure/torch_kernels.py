@@ -10,9 +10,16 @@ from . import torch_attention, torch_elementwise
 from .cases import Case
 from .facts import gpu_name, nvidia_facts
 from .kernels import ELEMENT_BYTES, Call, Unsupported
-from .numpy_kernels import cpu_cache_bytes, cpu_model, free_memory_bytes, refuse_beyond, total_memory_bytes
+from .numpy_kernels import (
+    cpu_arena_bytes,
+    cpu_cache_bytes,
+    cpu_model,
+    free_memory_bytes,
+    refuse_beyond,
+    total_memory_bytes,
+)
 
-GPU_ARENA_BYTES, CPU_ARENA_BYTES = 24 * 2**30, 2**28
+GPU_ARENA_BYTES = 24 * 2**30
 """Most memory for operands; on a GPU at most two fifths of what is free."""
 
 TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
@@ -80,7 +87,8 @@ class TorchKernels:
             self._at_start = nvidia_facts(self.device.index or 0)
         else:
             self.gpu, self.cache_bytes = "cpu", cpu_cache_bytes()
-            size = CPU_ARENA_BYTES if arena_bytes is None else arena_bytes
+            wanted = cpu_arena_bytes(self.cache_bytes, free_memory_bytes())
+            size = wanted if arena_bytes is None else arena_bytes
         self.operands = Operands(torch, self.device, size)
         self.operand_bytes = size
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
 from stepline.calibration.host_fit import with_engine
 from stepline.sim import simulate
@@ -104,6 +106,13 @@ def test_serving_kernels_are_priced_where_the_profile_says_so():
     assert floor.total_s > floor.hbm_bytes / serving.gpu.hbm_bytes_per_s
 
 
+def decode_s(attention, n, context):
+    """Seconds of `n` decodes over Σ context tokens, on the piece that holds them."""
+    ends, bases, slopes = attention.segments(n)
+    piece = bisect_left(ends, context)
+    return bases[piece] + slopes[piece] * context
+
+
 def test_many_heads_read_the_residual_of_as_many_tasks():
     """A decode kernel is one task a sequence and KV head: 4 sequences of 32 heads cost what 16 of 8 do."""
     many = priced(EngineProfile("s", serving_kernels=True), "llama-2-7b")._decode[0]
@@ -111,7 +120,7 @@ def test_many_heads_read_the_residual_of_as_many_tasks():
 
     def ratio(attention, rows, context):
         formula = attention._fixed_s(float(rows)) + attention.slope * rows * context
-        return attention.seconds(rows, rows * context) / (attention.layers * float(formula))
+        return decode_s(attention, rows, rows * context) / (attention.layers * float(formula))
 
     assert ratio(many, 4, 2048) == pytest.approx(ratio(few, 16, 2048), rel=1e-3)
 
@@ -120,7 +129,7 @@ def test_many_heads_read_the_residual_of_as_many_tasks():
 def test_more_context_is_never_cheaper(model):
     attention = priced(load_engine("vllm-v1"), model)._decode[0]
     for rows in (1, 7, 64):
-        seconds = [attention.seconds(rows, rows * c) for c in (1, 4, 16, 100, 700, 5_000, 60_000)]
+        seconds = [decode_s(attention, rows, rows * c) for c in (1, 4, 16, 100, 700, 5_000, 60_000)]
         assert seconds == sorted(seconds)
 
 
