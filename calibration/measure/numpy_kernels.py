@@ -17,8 +17,11 @@ from .kernels import Call, Unsupported, lengths
 Array = NDArray[np.float32]
 ARENA_BYTES = 256 * 2**20
 LARGEST_COPY_BYTES = 2**26
+"""Largest copy of the quick grid for CPUs (`grids`)."""
 COMMON_CACHE_BYTES = 2**25
-"""A larger cache takes longer rounds to overflow."""
+"""Last-level cache, or the slice of it, of most servers' cores."""
+MOST_COPIES = 512
+"""Sets of operands of a case on a CPU: views of one arena, which cost nothing."""
 QUERY_BLOCK = 256
 """Queries per block of prefill attention: bounds the score matrix to 256 × context per head."""
 
@@ -26,13 +29,13 @@ QUERY_BLOCK = 256
 class NumpyKernels:
     """float32 kernels on the CPU. Operands are views of one random arena, taken in turn."""
 
-    most_copies = 512
+    most_copies = MOST_COPIES
     failures = (MemoryError,)
 
     def __init__(self, arena_bytes: int | None = None, seed: int = 0) -> None:
         self.gpu = "cpu"
         self.cache_bytes = cpu_cache_bytes()
-        self.round_flops = 1e9 * max(1.0, self.cache_bytes / COMMON_CACHE_BYTES)
+        self.round_flops = cpu_round_flops(self.cache_bytes)
         if arena_bytes is None:
             arena_bytes = cpu_arena_bytes(self.cache_bytes, free_memory_bytes())
         self.operand_bytes = arena_bytes
@@ -245,6 +248,11 @@ def cpu_arena_bytes(cache_bytes: int, free_bytes: int) -> int:
     [256, 1024]
     """
     return max(ARENA_BYTES, min(2 * cache_bytes + LARGEST_COPY_BYTES, free_bytes // 4))
+
+
+def cpu_round_flops(cache_bytes: int) -> float:
+    """FLOPs of a round: a second or less on one core; more where the cache is larger than common, or nothing were cold."""
+    return 1e9 * max(1.0, cache_bytes / COMMON_CACHE_BYTES)
 
 
 def cpu_cache_bytes() -> int:

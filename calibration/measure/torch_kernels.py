@@ -11,9 +11,11 @@ from .cases import Case
 from .facts import gpu_name, nvidia_facts
 from .kernels import ELEMENT_BYTES, Call, Unsupported
 from .numpy_kernels import (
+    MOST_COPIES,
     cpu_arena_bytes,
     cpu_cache_bytes,
     cpu_model,
+    cpu_round_flops,
     free_memory_bytes,
     refuse_beyond,
     total_memory_bytes,
@@ -75,10 +77,10 @@ class TorchKernels:
         self.torch, self.dtype = torch, dtype
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
-        self.most_copies, self.round_flops = (128, 5e12) if self.on_gpu else (64, 1e9)
         self.notes: dict[str, str] = {}
         self._chosen: dict[str, torch_attention.Library] = {}
         if self.on_gpu:
+            self.most_copies, self.round_flops = 128, 5e12
             self._properties = torch.cuda.get_device_properties(self.device)
             self.gpu = gpu_name(self._properties.name)
             self.cache_bytes = int(getattr(self._properties, "L2_cache_size", 0)) or 50 * 2**20
@@ -87,6 +89,7 @@ class TorchKernels:
             self._at_start = nvidia_facts(self.device.index or 0)
         else:
             self.gpu, self.cache_bytes = "cpu", cpu_cache_bytes()
+            self.most_copies, self.round_flops = MOST_COPIES, cpu_round_flops(self.cache_bytes)
             wanted = cpu_arena_bytes(self.cache_bytes, free_memory_bytes())
             size = wanted if arena_bytes is None else arena_bytes
         self.operands = Operands(torch, self.device, size)

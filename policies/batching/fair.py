@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from .base import Chunks
 from .ordered import OrderedPolicy
 
 if TYPE_CHECKING:
+    from stepline.sim.engine.contracts import Plan
     from stepline.sim.engine.sequence import Sequence
 
 Tenant = str | None
@@ -64,6 +66,7 @@ class FairQueue:
         """A request arrives; its tenant's counter is lifted if it had nothing waiting."""
         account = self._account(seq.tenant)
         if not account.waiting:
+            self._settle()
             account.service = max(account.service, self._least())
         account.waiting.append(seq)
         self._size += 1
@@ -117,13 +120,8 @@ class FairQueue:
         """As they would be admitted one after the other, each charged its prompt before the next is chosen."""
         self._settle()
         queues = [
-            (
-                account.service,
-                tenant or "",
-                place,
-                account,
-                iter(account.waiting),
-            )  # "" may be a name, beside none
+            # by place where names are equal: "" may be one, beside none
+            (account.service, tenant or "", place, account, iter(account.waiting))
             for place, (tenant, account) in enumerate(self._accounts.items())
             if account.waiting
         ]
@@ -138,6 +136,11 @@ class FairQueue:
             new = first.index not in self._paid  # who was preempted has paid
             cost = self.prompt_cost * first.input_tokens / account.weight if new else 0.0
             heapreplace(queues, (service + cost, name, place, account, ahead))
+
+    @property
+    def has_rivals(self) -> bool:
+        """Whether several tenants wait."""
+        return sum([bool(account.waiting) for account in self._accounts.values()]) > 1
 
     # -- counters ---------------------------------------------------------------------------------------------------
 
@@ -214,3 +217,14 @@ class FairPolicy(OrderedPolicy):
     def make_queue(self) -> FairQueue:  # type: ignore[override]  # another container with the same methods
         """A queue of tenants."""
         return FairQueue(self.prompt_cost, self.output_cost, self.tenant_weights)
+
+    def plan(self, view: Any) -> Plan:
+        """The next step; while tenants wait beside each other, each token that one of theirs gets may change who is first."""
+        plan = super().plan(view)
+        plan.ask_every_step = not plan.chunks and view.waiting.has_rivals
+        return plan
+
+    def _admit(self, view: Any, chunks: Chunks, budget: int, free: int) -> bool:
+        """As others; when a request comes decides where its tenant's counter starts, so that no step is deaf to it."""
+        super()._admit(view, chunks, budget, free)
+        return False

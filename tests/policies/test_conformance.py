@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from stepline.sim.engine.plugins import load_plugin_class, parse_plugin
 
 from ..sim.engine_kit import by_index
-from .conformance import ADMISSION, BATCH, EVICTION, PREEMPTION, check, names, simulate, worlds
+from .conformance import ADMISSION, BATCH, EVICTION, PREEMPTION, World, check, names, simulate, worlds
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 PAIRS = [(b, p) for b in ("chunked", "continuous", "sarathi") for p in names(PREEMPTION)]
@@ -28,6 +28,24 @@ def test_leaping_and_stepping_agree(policy, world):
     leapt, stepped = (by_index(simulate(world, policy, leaps=leaps)) for leaps in (True, False))
     for column in ("first_token_s", "finish_s", "preemptions", "cached_tokens"):
         np.testing.assert_allclose(leapt[column], stepped[column], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "who", "limits"),
+    [
+        # b comes while the steps of one of a are taken in one go: its counter starts where a's stands then
+        ([(0, 1, 1), (0, 1, 3), (0, 1, 1), (3, 1, 1)], "aaab", (23, 1, 4)),
+        # a's counter passes b's while one of a decodes and the other is too large to join
+        ([(0, 60, 18), (0, 51, 8), (3, 16, 1), (3, 57, 2)], "aabb", (23, 5, 30)),
+    ],
+)
+def test_tenants_counters_that_move_within_a_leap_are_looked_at_within_it(rows, who, limits):
+    blocks, seats, budget = limits
+    world = World(
+        rows, [None] * len(rows), list(who), [0] * len(rows), blocks, seats, budget, depth=0, caching=False
+    )
+    leapt, stepped = (by_index(simulate(world, "fair", leaps=leaps)) for leaps in (True, False))
+    np.testing.assert_allclose(leapt["finish_s"], stepped["finish_s"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("eviction", names(EVICTION))
